@@ -99,6 +99,7 @@ self._async = AsyncClient(
     token=token,
     timeout=timeout,
     retry=retry,
+    reads=reads,
     allow_insecure_token=allow_insecure_token,
 )
 self._portal = get_portal()
@@ -107,6 +108,8 @@ self.sessions = SessionClient(self._async.sessions, self._portal)
 self.files = FileClient(self._async.files, self._portal)
 self.migration = MigrationClient(self._async.migration, self._portal)
 """,
+    "position": "return self._async.position",
+    "observe": "self._async.observe(position)",
     "__repr__": 'return repr(self._async).removeprefix("Async")',
     "close": """
 if self._portal.alive:

@@ -17,6 +17,7 @@ import grpc.aio
 from sagastore import _status
 from sagastore._call import closed, stalled
 from sagastore._checks import at_least, invalid, wrong_type
+from sagastore._consistency import newest
 from sagastore._convert import member, message_to_pb
 from sagastore._enums import OnConflict
 from sagastore._ids import new_id
@@ -103,6 +104,7 @@ class Batch:
             unchanged=pb.unchanged,
             skipped=pb.skipped,
             rejected=tuple(rejected),
+            position=pb.position,
         )
 
     def _position(self, index: int) -> int:
@@ -382,6 +384,7 @@ class BulkSender:
             answer = await stream.read(self._retry.timeout)
             if isinstance(answer, storage_pb2.BulkSaveResponse):
                 self._retry.progress()
+                self._caller.positions.note(answer.position)
                 return _checked(answer, head)
             self._drop()
             error = answer or UnavailableError(
@@ -404,6 +407,7 @@ class Tally:
     def __init__(self) -> None:
         self._acknowledged = self._saved = self._unchanged = self._skipped = 0
         self._rejected: list[RejectedMessage] = []
+        self._position = ""
 
     def add(self, ack: BulkAck) -> BulkProgress:
         """Add the result of one batch; return the progress."""
@@ -412,6 +416,7 @@ class Tally:
         self._unchanged += ack.unchanged
         self._skipped += ack.skipped
         self._rejected += ack.rejected
+        self._position = newest(self._position, ack.position)
         return BulkProgress(
             acknowledged=self._acknowledged,
             saved=self._saved,
@@ -428,4 +433,5 @@ class Tally:
             unchanged=self._unchanged,
             skipped=self._skipped,
             rejected=tuple(self._rejected),
+            position=self._position,
         )

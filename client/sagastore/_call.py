@@ -10,16 +10,19 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 import grpc.aio
 
 from sagastore import _checks as checks
 from sagastore import _status
+from sagastore._consistency import Consistency, Positions, with_consistency
+from sagastore._enums import Reads
 from sagastore._retry import Deadline, RetryPolicy, delay_before_retry
 from sagastore.errors import (
     DeadlineExceededError,
+    InvalidArgumentError,
     ResourceExhaustedError,
     SagaStoreError,
     UnauthenticatedError,
@@ -147,9 +150,12 @@ class StreamRetry:
 class Caller:
     """Calls the servers of one client."""
 
-    def __init__(self, pool: Pool, policy: RetryPolicy, timeout: float) -> None:
+    def __init__(
+        self, pool: Pool, policy: RetryPolicy, timeout: float, reads: Reads = Reads.LATEST
+    ) -> None:
         self.pool = pool
         self.policy = policy
+        self.positions = Positions(reads)
         self.timeout = checks.seconds(timeout, "timeout")
 
     def deadline(self, timeout: float | None) -> Deadline:
@@ -193,9 +199,11 @@ class Caller:
             endpoint = await self.pool.acquire(deadline)
             metadata = self.pool.metadata()
             try:
-                return await method(endpoint)(
+                response = await method(endpoint)(
                     request, timeout=deadline.remaining(), metadata=metadata
                 )
+                self._note(response)
+                return response
             except grpc.aio.AioRpcError as exc:
                 connected = endpoint.connected()
                 error = _status.from_rpc_error(
@@ -232,6 +240,41 @@ class Caller:
             previous = error
             _note_retry(name, error, failures, delay, deadline.timeout)
             await asyncio.sleep(delay)
+
+    async def read(
+        self,
+        name: str,
+        method: Callable[[Endpoint], grpc.aio.UnaryUnaryMultiCallable[Any, R]],
+        request: Any,
+        deadline: Deadline,
+        consistency: Consistency | None,
+    ) -> R:
+        """Make a unary call that reads, with a requirement on the state it sees.
+
+        A remembered position that the server refuses is forgotten, and the call repeated with
+        the latest state. A position of the caller is not.
+
+        Args:
+            name: Name of the RPC.
+            method: Returns the RPC of an endpoint.
+            request: The request without a requirement; it is not changed.
+            deadline: The deadline of all attempts together.
+            consistency: The requirement of the caller; None for that of the client.
+
+        Raises:
+            SagaStoreError: The error of the last attempt.
+        """
+        required = self.positions.requirement(consistency)
+        try:
+            return await self.unary(name, method, with_consistency(request, required), deadline)
+        except InvalidArgumentError as error:
+            if consistency is not None or not self.positions.forget(required, error):
+                raise
+        return await self.unary(name, method, request, deadline)
+
+    def _note(self, response: Any) -> None:
+        """Record the position of a response; those about a migration have none."""
+        self.positions.note(getattr(response, "position", ""))
 
     async def stream(
         self,
@@ -277,6 +320,7 @@ class Caller:
                         error = UnavailableError(f"{name}: the server ended the stream")
                         break
                     retry.progress()
+                    self._note(response)
                     yield response
             finally:
                 call.cancel()

@@ -14,7 +14,8 @@ from sagastore._arguments import checked
 from sagastore._async_client import DEFAULT_TARGET, AsyncClient
 from sagastore._async_reads import STREAM_TIMEOUT
 from sagastore._bulk import Batch, Batcher, Tally
-from sagastore._enums import Durability, OnConflict, Order, ServingStatus
+from sagastore._consistency import Consistency
+from sagastore._enums import Durability, OnConflict, Order, Reads, ServingStatus
 from sagastore._model import (
     BatchGetResult,
     BulkAck,
@@ -73,6 +74,7 @@ class Client:
         token: Token | None = None,
         timeout: float = 10.0,
         retry: RetryPolicy | None = None,
+        reads: Reads | str = Reads.LATEST,
         allow_insecure_token: bool = False,
     ) -> None:
         """Create a client without connecting.
@@ -89,6 +91,10 @@ class Client:
                 `math.inf` for no limit.
             retry: When failed calls are retried; None for the defaults of
                 `RetryPolicy`.
+            reads: The state that reads without `consistency` see. `session`: at
+                least `position`, so that the client sees its own writes and
+                never an older state than before, also on replicas; the latest
+                state while it has no position.
             allow_insecure_token: Send the token in plain text to other machines.
 
         Raises:
@@ -102,6 +108,7 @@ class Client:
             token=token,
             timeout=timeout,
             retry=retry,
+            reads=reads,
             allow_insecure_token=allow_insecure_token,
         )
         self._portal = get_portal()
@@ -126,6 +133,35 @@ class Client:
         """Close the connections. Calls in progress fail. Can be called more than once."""
         if self._portal.alive:
             self._portal.run(self._async.close())
+
+    @property
+    def position(self) -> str:
+        """The newest position of all responses that the client has received; "" if none had one.
+
+        Every write of the client that has returned, and every state that it has
+        read, is included in it. Pass it to another client or process as the
+        `consistency` of a read, or to its `observe`.
+        """
+        return self._async.position
+
+    @checked
+    def observe(self, position: str) -> None:
+        """Take note of a position from another client, as if this one had received it.
+
+        With `reads="session"`, the following reads see at least that state. If the
+        server refuses the position, because the store has moved to another
+        PostgreSQL system, the client forgets it and reads the latest state.
+
+        A position is not a secret, but everybody who shares this client waits for
+        it: observe only positions that a server of this store has sent.
+
+        Args:
+            position: The `position` of a result or of a client; "" is ignored.
+
+        Raises:
+            InvalidArgumentError: The text is not a position.
+        """
+        self._async.observe(position)
 
     @checked
     def save(
@@ -297,21 +333,30 @@ class Client:
         self._portal.run(self._async.delete(id, if_revision=if_revision, timeout=timeout))
 
     @checked
-    def get(self, id: str, *, timeout: float | None = None) -> Message:
+    def get(
+        self, id: str, *, consistency: Consistency | str | None = None, timeout: float | None = None
+    ) -> Message:
         """Read one message.
 
         Args:
             id: The message's id.
+            consistency: Which state the read must see; None: as `reads` of the client.
             timeout: Total seconds; None for the client's timeout.
 
         Raises:
             NotFoundError: No message has the id.
             InvalidArgumentError: The id is empty or too long.
         """
-        return self._portal.run(self._async.get(id, timeout=timeout))
+        return self._portal.run(self._async.get(id, consistency=consistency, timeout=timeout))
 
     @checked
-    def batch_get(self, ids: Iterable[str], *, timeout: float | None = None) -> BatchGetResult:
+    def batch_get(
+        self,
+        ids: Iterable[str],
+        *,
+        consistency: Consistency | str | None = None,
+        timeout: float | None = None,
+    ) -> BatchGetResult:
         """Read any number of messages by id, in the order of the ids.
 
         Unknown ids are listed in the result and are not an error. More than
@@ -319,12 +364,15 @@ class Client:
 
         Args:
             ids: The ids. A repeated id returns its message repeatedly.
+            consistency: Which state the read must see; None: as `reads` of the client.
             timeout: Total seconds for all calls; None for the client's timeout.
 
         Raises:
             InvalidArgumentError: An id is empty or too long.
         """
-        return self._portal.run(self._async.batch_get(tuple(ids), timeout=timeout))
+        return self._portal.run(
+            self._async.batch_get(tuple(ids), consistency=consistency, timeout=timeout)
+        )
 
     @checked
     def list(
@@ -334,6 +382,7 @@ class Client:
         newest_first: bool = False,
         page_size: int = 0,
         page_token: str = "",
+        consistency: Consistency | str | None = None,
         timeout: float | None = None,
     ) -> Pager[Message]:
         """List the messages of one session by time, then by sequence.
@@ -344,6 +393,7 @@ class Client:
             newest_first: True for newest first, False for oldest first.
             page_size: Messages per page: 0 means 50, above 500 means 500.
             page_token: Where to start: the `next_page_token` of a page.
+            consistency: Which state each page must see; None: as `reads` of the client.
             timeout: Seconds for each page; None for the client's timeout.
 
         Raises:
@@ -355,6 +405,7 @@ class Client:
             newest_first=newest_first,
             page_size=page_size,
             page_token=page_token,
+            consistency=consistency,
             timeout=timeout,
         )
         return Pager(lambda token: self._portal.run(pager.page(token)), page_token)
@@ -374,6 +425,7 @@ class Client:
         order: Order | str = Order.RELEVANCE,
         page_size: int = 0,
         page_token: str = "",
+        consistency: Consistency | str | None = None,
         timeout: float | None = None,
     ) -> Pager[SearchResult]:
         """Find the messages that match all conditions.
@@ -395,6 +447,7 @@ class Client:
             order: The order of the results.
             page_size: Results per page: 0 means 50, above 500 means 500.
             page_token: Where to start: the `next_page_token` of a page.
+            consistency: Which state each page must see; None: as `reads` of the client.
             timeout: Seconds for each page; None for the client's timeout.
 
         Raises:
@@ -413,13 +466,19 @@ class Client:
             order=order,
             page_size=page_size,
             page_token=page_token,
+            consistency=consistency,
             timeout=timeout,
         )
         return Pager(lambda token: self._portal.run(pager.page(token)), page_token)
 
     @checked
     def export(
-        self, *, resume_token: str = "", batch_size: int = 0, timeout: float = STREAM_TIMEOUT
+        self,
+        *,
+        resume_token: str = "",
+        batch_size: int = 0,
+        consistency: Consistency | str | None = None,
+        timeout: float = STREAM_TIMEOUT,
     ) -> Generator[Message, None, None]:
         """Yield every message, ordered by the UTF-8 bytes of the id.
 
@@ -430,6 +489,7 @@ class Client:
         Args:
             resume_token: Where to start: the `resume_token` of a batch.
             batch_size: Messages per batch: 0 means 500, above 1000 means 1000.
+            consistency: Which state the export must see; None: as `reads` of the client.
             timeout: Maximum seconds between responses, retries included.
 
         Raises:
@@ -437,7 +497,10 @@ class Client:
                 size is negative.
         """
         batches = self.export_batches(
-            resume_token=resume_token, batch_size=batch_size, timeout=timeout
+            resume_token=resume_token,
+            batch_size=batch_size,
+            consistency=consistency,
+            timeout=timeout,
         )
         with closing(batches):
             for batch in batches:
@@ -445,13 +508,19 @@ class Client:
 
     @checked
     def export_batches(
-        self, *, resume_token: str = "", batch_size: int = 0, timeout: float = STREAM_TIMEOUT
+        self,
+        *,
+        resume_token: str = "",
+        batch_size: int = 0,
+        consistency: Consistency | str | None = None,
+        timeout: float = STREAM_TIMEOUT,
     ) -> Generator[ExportBatch, None, None]:
         """Yield every message as `export` does, in batches with their resume tokens.
 
         Args:
             resume_token: Where to start: the `resume_token` of a batch.
             batch_size: Messages per batch: 0 means 500, above 1000 means 1000.
+            consistency: Which state the export must see; None: as `reads` of the client.
             timeout: Maximum seconds between responses, retries included.
 
         Raises:
@@ -460,7 +529,10 @@ class Client:
         """
         return self._portal.iterate(
             self._async.export_batches(
-                resume_token=resume_token, batch_size=batch_size, timeout=timeout
+                resume_token=resume_token,
+                batch_size=batch_size,
+                consistency=consistency,
+                timeout=timeout,
             )
         )
 
