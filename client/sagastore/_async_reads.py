@@ -14,7 +14,7 @@ from sagastore import _convert as convert
 from sagastore import _json, _wire
 from sagastore._arguments import checked
 from sagastore._async_paging import AsyncPager
-from sagastore._consistency import Consistency, newest, with_consistency
+from sagastore._consistency import Consistency, covering, with_consistency
 from sagastore._enums import Order, ServingStatus
 from sagastore._model import BatchGetResult, ExportBatch, Message, Page, SearchResult
 from sagastore._retry import Deadline
@@ -93,14 +93,14 @@ class AsyncReads:
         deadline = self._caller.deadline(timeout)
         messages: list[Message] = []
         missing: list[str] = []
-        position = ""
+        positions: list[str] = []
         for start in range(0, len(wanted), _MAX_IDS):
             some = wanted[start : start + _MAX_IDS]
             for part in await batch_get(self._caller, some, deadline, chosen(consistency)):
                 messages += map(convert.message_from_pb, part.messages)
                 missing += part.missing_ids
-                position = newest(position, part.position)
-        return BatchGetResult(tuple(messages), tuple(missing), position)
+                positions.append(part.position)
+        return BatchGetResult(tuple(messages), tuple(missing), covering(positions))
 
     @checked
     def list(

@@ -21,8 +21,11 @@ from sagastore._consistency import Consistency, Positions, with_consistency
 from sagastore._enums import Reads
 from sagastore._retry import Deadline, RetryPolicy, delay_before_retry
 from sagastore.errors import (
+    AbortedError,
+    AlreadyExistsError,
     DeadlineExceededError,
     InvalidArgumentError,
+    NotFoundError,
     ResourceExhaustedError,
     SagaStoreError,
     UnauthenticatedError,
@@ -57,6 +60,9 @@ _NOTICED_ATTEMPT = 4
 
 # Reasons of errors that the server raises before it processes a call.
 _REJECTED_ON_ADMISSION = frozenset({"SERVER_STARTING", "SERVER_DRAINING", "UNAUTHENTICATED"})
+
+# Errors that tell of a state that the client may not have seen.
+_STATE_TOLD = (AbortedError, AlreadyExistsError, NotFoundError)
 
 
 def may_have_taken_effect(error: SagaStoreError) -> bool:
@@ -176,6 +182,7 @@ class Caller:
         history: History | None = None,
         retry: bool = True,
         repeatable: bool = True,
+        required: Consistency | None = None,
     ) -> R:
         """Make a unary call, with retries within the deadline.
 
@@ -189,21 +196,50 @@ class Caller:
             retry: False: there is one attempt.
             repeatable: False if the call must not take effect twice: it is
                 retried only after an attempt that had no effect for certain.
+            required: The state that a read must see; None for other calls.
 
         Raises:
             SagaStoreError: The error of the last attempt.
         """
+        began = self.positions.turn
+        try:
+            response = await self._attempts(
+                name, method, request, deadline, history, retry=retry, repeatable=repeatable
+            )
+        except BaseException as error:
+            if required is None or isinstance(error, _STATE_TOLD):
+                self.positions.note("")
+            raise
+        current = required in {None, Consistency.LATEST}
+        self._note(response, began if current else -1)
+        return response
+
+    def _note(self, response: Any, began: int = -1) -> None:
+        """Record the position of a response; those about a migration have none."""
+        position: str | None = getattr(response, "position", None)
+        if position is not None:
+            self.positions.note(position, began)
+
+    async def _attempts(
+        self,
+        name: str,
+        method: Callable[[Endpoint], grpc.aio.UnaryUnaryMultiCallable[Q, R]],
+        request: Q,
+        deadline: Deadline,
+        history: History | None,
+        *,
+        retry: bool,
+        repeatable: bool,
+    ) -> R:
         failures = refused = 0
         previous: SagaStoreError | None = None
         while True:
             endpoint = await self.pool.acquire(deadline)
             metadata = self.pool.metadata()
             try:
-                response = await method(endpoint)(
+                return await method(endpoint)(
                     request, timeout=deadline.remaining(), metadata=metadata
                 )
-                self._note(response)
-                return response
             except grpc.aio.AioRpcError as exc:
                 connected = endpoint.connected()
                 error = _status.from_rpc_error(
@@ -266,15 +302,12 @@ class Caller:
         """
         required = self.positions.requirement(consistency)
         try:
-            return await self.unary(name, method, with_consistency(request, required), deadline)
+            asked = with_consistency(request, required)
+            return await self.unary(name, method, asked, deadline, required=required)
         except InvalidArgumentError as error:
             if consistency is not None or not self.positions.forget(required, error):
                 raise
-        return await self.unary(name, method, request, deadline)
-
-    def _note(self, response: Any) -> None:
-        """Record the position of a response; those about a migration have none."""
-        self.positions.note(getattr(response, "position", ""))
+        return await self.unary(name, method, request, deadline, required=Consistency.LATEST)
 
     async def stream(
         self,

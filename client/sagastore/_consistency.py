@@ -8,14 +8,16 @@ import logging
 import re
 import struct
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, ClassVar, Final, NamedTuple
 
 from sagastore._checks import invalid, wrong_type
 from sagastore._enums import Reads, shown
 from sagastore.errors import InvalidArgumentError
 
-__all__ = ["Consistency", "Positions", "newest", "position_text", "with_consistency"]
+__all__ = ["Consistency", "Positions", "covering", "newest", "position_text", "with_consistency"]
 
 _log = logging.getLogger("sagastore")
 
@@ -152,33 +154,64 @@ def with_consistency(request: Any, consistency: Consistency) -> Any:
     return copy
 
 
-class Positions:
-    """The newest position that a client has seen, and what its reads require. Thread-safe."""
+def covering(positions: Iterable[str]) -> str:
+    """Return a position that covers several; "" if one of them is not known."""
+    every = tuple(positions)
+    return reduce(newest, every, "") if all(every) else ""
 
-    __slots__ = ("_lock", "_newest", "_reads")
+
+class Positions:
+    """The newest position that a client has seen, and what its reads require. Thread-safe.
+
+    If the state that a call has written or seen is not known, there is no position that covers it:
+    its response had none, the call failed and may have had an effect, or its error tells that the
+    store has changed. Session reads then require the latest state, until a call that began later
+    and saw the latest state has told its position.
+    """
+
+    __slots__ = ("_covered", "_lock", "_newest", "_reads", "_turn")
 
     def __init__(self, reads: Reads) -> None:
         self._reads = reads
         self._newest = ""
+        self._covered = True
+        self._turn = 0
         self._lock = threading.Lock()
 
     @property
-    def newest(self) -> str:
-        """The newest position; "" if there is none."""
-        return self._newest
+    def known(self) -> str:
+        """A position that covers everything that the client has seen; "" if there is none."""
+        with self._lock:
+            return self._newest if self._covered else ""
 
-    def note(self, seen: str) -> None:
-        """Record the position of a response, unless it has none."""
-        if seen != self._newest and _POSITION.fullmatch(seen):
+    @property
+    def turn(self) -> int:
+        """Number of states so far that were not known; a call takes note of it when it begins."""
+        return self._turn
+
+    def note(self, seen: str, began: int = -1) -> None:
+        """Record the position of a response; "" if what the call has done or seen is not known.
+
+        Args:
+            seen: The position.
+            began: `turn` when the call began, if it was a write or saw the latest state.
+        """
+        if not _POSITION.fullmatch(seen):
             with self._lock:
-                self._newest = newest(self._newest, seen)
+                self._turn += 1
+                self._covered = False
+            return
+        with self._lock:
+            self._newest = newest(self._newest, seen)
+            if began == self._turn:
+                self._covered = True
 
     def requirement(self, given: Consistency | None) -> Consistency:
         """Return the requirement of a read that begins now; `given` is that of its caller."""
         if given is not None:
             return given
         if self._reads is Reads.SESSION:
-            return Consistency(self._newest)
+            return Consistency(self.known)
         return Consistency.ANY_REPLICA if self._reads is Reads.ANY_REPLICA else Consistency.LATEST
 
     def forget(self, refused: Consistency, error: InvalidArgumentError) -> bool:
@@ -192,7 +225,7 @@ class Positions:
         """
         if not any(one.field.partition(".")[0] == _FIELD for one in error.violations):
             return False
-        if refused.text in {_LATEST, _ANY_REPLICA}:
+        if refused in {Consistency.LATEST, Consistency.ANY_REPLICA}:
             return False
         with self._lock:
             if self._newest == refused.text:

@@ -136,27 +136,29 @@ class Client:
 
     @property
     def position(self) -> str:
-        """The newest position of all responses that the client has received; "" if none had one.
+        """A position that covers every write that has returned and every state that was read.
 
-        Every write of the client that has returned, and every state that it has
-        read, is included in it. Pass it to another client or process as the
-        `consistency` of a read, or to its `observe`.
+        It is the newest one of all responses that the client has received. Pass it
+        to another client or process as the `consistency` of a read, or to its
+        `observe`. "" if there is none: the server tells no positions, or the outcome
+        of the last call is not known. The latest state is then required.
         """
         return self._async.position
 
     @checked
     def observe(self, position: str) -> None:
-        """Take note of a position from another client, as if this one had received it.
+        """Take note of the position of another client, as if this one had received it.
 
         With `reads="session"`, the following reads see at least that state. If the
         server refuses the position, because the store has moved to another
         PostgreSQL system, the client forgets it and reads the latest state.
 
-        A position is not a secret, but everybody who shares this client waits for
-        it: observe only positions that a server of this store has sent.
+        Everybody who shares this client waits for the position. Observe only
+        positions that a server of this store has sent.
 
         Args:
-            position: The `position` of a result or of a client; "" is ignored.
+            position: The `position` of a result or of a client. "" means that it is
+                not known: the next read sees the latest state.
 
         Raises:
             InvalidArgumentError: The text is not a position.

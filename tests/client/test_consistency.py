@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sagastore import AsyncClient, Client, Consistency, InvalidArgumentError, Reads
-from sagastore._consistency import Positions, newest
+from sagastore._consistency import Positions, covering, newest
 from sagastore_server.interfaces.consistency import WalPosition
 
 SYSTEM = 7_400_000_000_000_000_001
@@ -143,11 +143,29 @@ def test_reads_require_what_the_client_has_seen(reads: Reads, before: str, after
     assert seen.requirement(Consistency.ANY_REPLICA) == Consistency.ANY_REPLICA
 
 
-def test_text_that_is_no_position_is_ignored() -> None:
+@given(st.lists(positions, min_size=1, max_size=5), st.booleans())
+def test_position_that_covers_several_is_the_newest_if_all_are_known(
+    several: list[WalPosition], all_known: bool
+) -> None:
+    texts = [one.encoded() for one in several]
+    assert covering([*texts, *([] if all_known else [""])]) == (
+        max(several).encoded() if all_known else ""
+    )
+    assert covering([]) == ""
+
+
+def test_state_that_is_not_known_requires_the_latest() -> None:
     seen = Positions(Reads.SESSION)
-    seen.note(text(1, 5))
-    seen.note("not a position")
-    assert seen.newest == text(1, 5)
+    seen.note(text(1, 5), seen.turn)
+    early = seen.turn
+    seen.note("", seen.turn)
+    assert (seen.known, seen.requirement(None)) == ("", Consistency.LATEST)
+    seen.note(text(1, 7), early)
+    assert seen.known == "", "the call began before the state that is not known"
+    seen.note(text(1, 8))
+    assert seen.known == "", "the call did not see the latest state"
+    seen.note(text(1, 6), seen.turn)
+    assert seen.known == text(1, 8)
 
 
 @given(st.lists(positions, min_size=1, max_size=40))
@@ -165,13 +183,14 @@ def test_threads_do_not_lose_a_position(given_positions: list[WalPosition]) -> N
         thread.start()
     for thread in threads:
         thread.join()
-    assert seen.newest == max(given_positions).encoded()
+    assert seen.known == max(given_positions).encoded()
 
 
 def test_client_takes_positions_from_other_clients() -> None:
     client = Client("127.0.0.1:1")
-    client.observe("")
     assert client.position == ""
     client.observe(text(1, 5))
     client.observe(text(1, 4))
     assert client.position == text(1, 5)
+    client.observe("")
+    assert client.position == "", "what the other client has seen is not known"

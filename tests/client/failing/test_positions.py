@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any, NamedTuple
 
 import grpc
@@ -20,11 +21,12 @@ from sagastore import (
     File,
     InvalidArgumentError,
     Message,
+    SagaStoreError,
     UnavailableError,
 )
 from sagastore.v1 import file_pb2, message_pb2, session_pb2, storage_pb2
 from sagastore_server.interfaces.consistency import WalPosition
-from tests.client.failing.scripted import QUICK, Script, Step, answer, refuse, unavailable
+from tests.client.failing.scripted import QUICK, Script, Step, answer, hang, refuse, unavailable
 
 Code = grpc.StatusCode
 HELLO = Message("openai", "user", "hello", id="x")
@@ -77,7 +79,7 @@ def acknowledged(*lsns: int) -> Step:
                 yield storage_pb2.BulkSaveResponse(
                     sequence=request.sequence,
                     saved=len(request.messages),
-                    position=at(next(places)),
+                    position=at(place) if (place := next(places)) else "",
                 )
 
         return stream()
@@ -96,7 +98,7 @@ def required(request: Any) -> str:
     kind = request.consistency.WhichOneof("requirement")
     if kind is None:
         return "latest"
-    value = getattr(request.consistency, kind)
+    value: str = getattr(request.consistency, kind)
     return value if kind == "at_least" else kind
 
 
@@ -182,7 +184,7 @@ def test_every_read_and_write_of_the_protocol_is_tested() -> None:
 async def test_read_sends_the_requirement_of_its_caller(
     script: Script,
     session: AsyncClient,
-    rpc: Rpc
+    rpc: Rpc,
     form: Consistency | str,
 ) -> None:
     script.play(rpc.name, rpc.step())
@@ -194,7 +196,7 @@ async def test_read_sends_the_requirement_of_its_caller(
 @EACH_READ
 @pytest.mark.parametrize("reads", ["latest", "session", "any_replica"])
 async def test_read_sends_the_requirement_of_its_client(
-    script: Script, rpc: Rpc reads: str
+    script: Script, rpc: Rpc, reads: str
 ) -> None:
     script.play(rpc.name, rpc.step(at(9)))
     async with AsyncClient(script.address, reads=reads) as client:
@@ -228,7 +230,7 @@ async def test_results_have_the_position_of_their_response(
     script.play("ListSessions", answer(session_pb2.ListSessionsResponse(position=at(5))))
     script.play("ListFiles", answer(file_pb2.ListFilesResponse(position=at(6))))
     script.play("Export", streamed(storage_pb2.ExportResponse(position=at(7))))
-    results = [
+    results: list[Any] = [
         await session.save(HELLO),
         await session.batch_get(["x"]),
         await session.list("s").page(),
@@ -283,12 +285,118 @@ async def test_each_page_has_the_requirement_of_the_caller(
     assert list(map(required, script.requests)) == ["any_replica", "any_replica"]
 
 
+async def settled(script: Script, client: AsyncClient) -> list[str]:
+    """Read twice; return what the two reads required."""
+    script.play("Get", found(50))
+    before = len(script.requests)
+    await client.get("x")
+    await client.get("x")
+    return list(map(required, script.requests[before:]))
+
+
+@pytest.mark.parametrize("rpc", [*READS, *WRITES], ids=lambda rpc: rpc.name)
+async def test_read_after_an_answer_without_position_sees_the_latest_state(
+    script: Script, session: AsyncClient, rpc: Rpc
+) -> None:
+    """The answer may hold a state that the known position does not cover."""
+    script.play(rpc.name, rpc.step())
+    session.observe(at(100))
+    await rpc.call(session)
+    assert session.position == ""
+    assert await settled(script, session) == ["latest", at(100)]
+
+
+@pytest.mark.parametrize("code", [Code.NOT_FOUND, Code.ABORTED, Code.ALREADY_EXISTS])
+@pytest.mark.parametrize("rpc", [*READS[:1], *WRITES], ids=lambda rpc: rpc.name)
+async def test_read_after_an_error_about_the_state_sees_the_latest_state(
+    script: Script, session: AsyncClient, rpc: Rpc, code: grpc.StatusCode
+) -> None:
+    """For example: read again after ABORTED, which a replica may not know of."""
+    script.play(rpc.name, refuse(code))
+    session.observe(at(100))
+    with pytest.raises(SagaStoreError):
+        await rpc.call(session)
+    assert await settled(script, session) == ["latest", at(100)]
+
+
+@EACH_WRITE
+async def test_read_after_a_write_that_may_have_happened_sees_the_latest_state(
+    script: Script, session: AsyncClient, rpc: Rpc
+) -> None:
+    script.play(rpc.name, unavailable())
+    session.observe(at(100))
+    with pytest.raises(UnavailableError):
+        await rpc.call(session)
+    assert await settled(script, session) == ["latest", at(100)]
+
+
+async def test_read_after_a_cancelled_write_sees_the_latest_state(
+    script: Script, session: AsyncClient
+) -> None:
+    script.play("Save", hang())
+    session.observe(at(100))
+    saving = asyncio.ensure_future(session.save(HELLO))
+    await script.asked.wait()
+    saving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await saving
+    assert await settled(script, session) == ["latest", at(100)]
+
+
+async def test_read_after_a_repeated_delete_sees_the_latest_state(
+    script: Script, session: AsyncClient
+) -> None:
+    """The attempt that deleted the message had no response, so its position is not known."""
+    script.play("Delete", unavailable(), refuse(Code.NOT_FOUND))
+    session.observe(at(100))
+    await session.delete("x")
+    assert await settled(script, session) == ["latest", at(100)]
+
+
+async def test_read_after_a_broken_bulk_save_sees_the_latest_state(
+    script: Script, session: AsyncClient
+) -> None:
+    script.play("BulkSave", acknowledged(101, 102))
+    session.observe(at(100))
+    stream = session.bulk_save_stream([HELLO] * 2, batch_size=1, max_in_flight=2)
+    async with aclosing(stream):
+        async for _ in stream:
+            break
+    assert await settled(script, session) == ["latest", at(101)]
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"), [((5, 0, 7), ""), ((5, 7, 0), ""), ((5, 7, 6), at(7))]
+)
+async def test_bulk_save_has_no_position_unless_it_covers_all_batches(
+    script: Script, session: AsyncClient, places: tuple[int, ...], expected: str
+) -> None:
+    script.play("BulkSave", acknowledged(*places))
+    result = await session.bulk_save([HELLO] * 3, batch_size=1, max_in_flight=1)
+    assert result.position == session.position == expected
+
+
+async def test_bulk_save_without_a_valid_message_leaves_the_position(
+    script: Script, session: AsyncClient
+) -> None:
+    session.observe(at(100))
+    invalid = Message("p", "r", None)  # type: ignore[arg-type]
+    script.play("BulkSave", acknowledged(101))
+    result = await session.bulk_save([HELLO, invalid], batch_size=1)
+    assert result.position == session.position == at(101)
+
+
+async def test_batch_get_has_no_position_unless_it_covers_all_parts(
+    script: Script, session: AsyncClient
+) -> None:
+    parts = [storage_pb2.BatchGetResponse(position=position) for position in (at(3), "", at(4))]
+    script.play("BatchGet", *map(answer, parts))
+    assert (await session.batch_get(["x"] * 2001)).position == ""
+
+
 @EACH_READ
 async def test_refused_position_of_the_client_is_forgotten(
-    script: Script,
-    session: AsyncClient,
-    caplog: pytest.LogCaptureFixture,
-    rpc: Rpc
+    script: Script, session: AsyncClient, caplog: pytest.LogCaptureFixture, rpc: Rpc
 ) -> None:
     """After a move to another PostgreSQL system, the client reads the latest state and goes on."""
     moved = at(3, system=SYSTEM + 1)
@@ -355,9 +463,10 @@ async def test_position_that_arrives_during_a_refused_read_is_kept(
         session.observe(at(1, system=SYSTEM + 1))
         return await refused_position()(request, context)
 
-    script.play("Get", overtaken, found())
+    script.play("Get", overtaken, refuse(Code.INVALID_ARGUMENT, "id: is too long"))
     session.observe(at(100))
-    await session.get("x")
+    with pytest.raises(InvalidArgumentError, match="id: is too long"):
+        await session.get("x")
     assert session.position == at(1, system=SYSTEM + 1)
 
 
@@ -393,7 +502,7 @@ async def test_lost_answer_is_confirmed_by_the_latest_state(script: Script, read
 
 async def test_blocking_client_shares_positions_between_threads(script: Script) -> None:
     script.play("Save", saved(9))
-    script.play("Get", found())
+    script.play("Get", found(10))
 
     def use() -> None:
         with Client(script.address, reads="session") as client:
@@ -402,6 +511,7 @@ async def test_blocking_client_shares_positions_between_threads(script: Script) 
             assert other.id == "x"
             client.observe(at(12))
             client.get("x")
+            assert client.position == at(12)
 
     await asyncio.to_thread(use)
     assert requirements(script, storage_pb2.GetRequest) == [at(9), at(12)]
@@ -409,11 +519,11 @@ async def test_blocking_client_shares_positions_between_threads(script: Script) 
 
 async def test_position_is_handed_over_to_another_client(script: Script) -> None:
     script.play("Save", saved(9))
-    script.play("Get", found())
+    script.play("Get", found(5))
     async with AsyncClient(script.address) as one, AsyncClient(script.address) as other:
         await one.save(HELLO)
         await other.get("x", consistency=one.position)
-        assert other.position == "", "the response had none"
+        assert other.position == at(5)
     async with AsyncClient(script.address, reads="session") as other:
         other.observe(one.position)
         await other.get("x")
