@@ -2,7 +2,9 @@
 
 * Each address has a separate time limit, so a silent server does not keep the others from being
   tried. The limit of the driver spans all of them.
-* Only the primary is usable (``primary``), and the last one is tried first.
+* Only the primary is usable (``primary``), and the last one is tried first. Before the first
+  connection, every server is asked for its role: an old primary that was not stopped also accepts
+  writes, and only the timelines tell which one is the current one.
 * After a promotion, connections to the former primary are ended, also those that are in use: it may
   be silent, or not know that it is no longer the primary.
 * TCP keepalive detects an unreachable peer.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import socket
 import ssl
@@ -24,7 +27,8 @@ from weakref import WeakSet
 import asyncpg
 
 from sagastore_server.config.connection import Address, ConnectionParameters, Keepalive
-from sagastore_server.postgresql.primary import Primary, Role
+from sagastore_server.postgresql.errors import DRIVER_ERRORS
+from sagastore_server.postgresql.primary import Primary, Role, asked_role
 
 Connection = Any
 """An asyncpg connection. asyncpg has no type annotations."""
@@ -32,6 +36,9 @@ Connection = Any
 _SILENT_AFTER = 1.0
 """Seconds for establishing a connection to one of several addresses, at most. Longer, the server
 counts as silent, and the next one is tried."""
+
+_LOOK_AGAIN_AFTER = 0.5
+"""Seconds between two searches for a promotion: callers with invalid positions cause them, too."""
 
 _NEXT_ADDRESS = (
     OSError,  # TimeoutError, too
@@ -75,6 +82,8 @@ class Connector:
         """Seconds for establishing a connection to one address."""
         self.primary = Primary(self._promoted)
         self._on_promotion = on_promotion
+        self._asking = asyncio.Lock()
+        self._looked_at = -math.inf
         self._connections: WeakSet[WatchedConnection] = WeakSet()
         tls = urlencode(dict(parameters.tls), quote_via=quote)
         self._dsn = f"postgresql://?{tls}" if tls else "postgresql://"
@@ -102,6 +111,7 @@ class Connector:
                 address.
 
         """
+        await self._find_primary()
         addresses = list(self.parameters.addresses)
         if self.parameters.shuffled:
             random.shuffle(addresses)
@@ -110,6 +120,49 @@ class Connector:
             with contextlib.suppress(*_NEXT_ADDRESS):
                 return await self._connect_primary(address, settings, prepare, command_timeout)
         return await self._connect_primary(last, settings, prepare, command_timeout)
+
+    async def _find_primary(self) -> None:
+        """Ask all servers at once for their roles, unless a primary is known or there is no choice.
+
+        It takes the time limit of one address at most. Servers that fail or do not answer are left
+        out; if that leaves no primary, the caller tries each in turn and reports the error.
+        """
+        async with self._asking:
+            if not self.has_choice or self.primary.is_known:
+                return
+            addresses = self.parameters.addresses
+            roles = await asyncio.gather(*map(self._role_at, addresses))
+            answered = zip(addresses, roles, strict=True)
+            self.primary.choose([(address, role) for address, role in answered if role])
+
+    async def look_for_promotion(self) -> None:
+        """Ask all servers at once whether one is the primary of a later timeline.
+
+        The first connection to such a server ends those to the former primary. Does nothing if
+        the servers were asked in the last `_LOOK_AGAIN_AFTER` seconds.
+        """
+        async with self._asking:
+            now = asyncio.get_running_loop().time()
+            if now < self._looked_at + _LOOK_AGAIN_AFTER:
+                return
+            addresses = self.parameters.addresses
+            roles = await asyncio.gather(*map(self._role_at, addresses))
+            for address, role in zip(addresses, roles, strict=True):
+                if role and not role.is_standby and role.timeline > self.primary.timeline:
+                    self.primary.accept(address, role)
+            self._looked_at = asyncio.get_running_loop().time()
+
+    async def _role_at(self, address: Address) -> Role | None:
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(self.timeout):
+                connection = await self.connect_to(address, {})
+                return await asked_role(connection)
+        except (*DRIVER_ERRORS, ValueError):
+            return None
+        finally:
+            if connection is not None:
+                connection.terminate()
 
     async def _connect_primary(
         self,
@@ -221,7 +274,7 @@ def _load_chain(path: str, tls: Mapping[str, str]) -> None:
 class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """Connection that records whether this side has ended it."""
 
-    __slots__ = ("_socket", "ended_here", "has_schema", "timeline")
+    __slots__ = ("_socket", "ended_here", "has_schema", "system", "timeline")
 
     def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
         super().__init__(protocol, transport, *rest)
@@ -230,6 +283,8 @@ class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ha
         """Whether it was opened for the schema of the pool."""
         self.timeline = 0
         """Timeline of its server when it was opened; 0: unknown."""
+        self.system = 0
+        """System identifier of its server when it was opened; 0: unknown."""
         self._socket = transport.get_extra_info("socket")
 
     def keep_alive(self, keepalive: Keepalive) -> None:

@@ -82,6 +82,7 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
         """As ``PostgreSQLStorage``."""
         super().__init__(options, supervisor, tracer=tracer)
         self._opening = asyncio.Lock()
+        self._pool.tells_positions = False
 
     async def open(self) -> None:
         """See the contract. Does nothing if the store is open, even if it does not answer."""
@@ -93,6 +94,7 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
     async def _open(self) -> None:
         try:
             await self._pool.open()
+            self._start_watcher()
             async with self._pool.connection() as connection:
                 await check_server(connection)
         except (*DRIVER_ERRORS, ValueError, StorageError) as exc:
@@ -205,6 +207,10 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
         # The migration is finished, whether or not this succeeds; every start repeats it.
         with contextlib.suppress(StorageError, *DRIVER_ERRORS):
             await self._enter_timelines()
+
+    def serve_alone(self) -> None:
+        """See the contract."""
+        self._pool.tells_positions = True
 
     # ------------------------------------------------------------------ the rows
 
