@@ -39,6 +39,7 @@ _PROGRAM = "sagastore"
 
 # Argument names in errors of the library, and the names of the options.
 _OPTION_NAMES = (
+    ("consistency.at_least", "--consistency"),
     ("leave out tls", "leave out --tls"),
     ("check TLS(ca=..., cert=..., key=...)", "check --tls-ca, --tls-cert and --tls-key"),
     ("see TLS(ca=...)", "see --tls-ca"),
