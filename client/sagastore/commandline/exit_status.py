@@ -30,11 +30,7 @@ class ExitStatus(IntEnum):
         "The server or a store is unavailable or too slow; a retry may succeed.",
     )
     DENIED = 5, "The token or certificate is missing, unknown or not allowed to do this."
-    INCOMPLETE = (
-        6,
-        "An import stored nothing (no row is valid, or the file has another format), or with "
-        "`--strict` not everything.",
-    )
+    INCOMPLETE = 6, "An import stored nothing, or with `--strict` not everything."
     INTERRUPTED = 130, "Ctrl+C: 128 + SIGINT."
     PIPE_CLOSED = 141, "The reader of standard output has gone: 128 + SIGPIPE."
     TERMINATED = 143, "Terminated: 128 + SIGTERM."
