@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ from typer.testing import CliRunner
 from sagastore.cli.app import app
 from sagastore_server.interfaces.consistency import WalPosition, decoded
 from tests.cli.command import Sagastore
-from tests.support.postgres import fresh_schema
 from tests.support.server_process import ServerProcess
 
 READING = [
@@ -31,23 +28,9 @@ SAVE = ("save", "--provider", "openai", "--role", "user")
 ELSEWHERE = WalPosition(7, 1, 1).encoded()
 
 
-@pytest.fixture(scope="module")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """Run a server whose only store is PostgreSQL."""
-    with asyncio.Runner() as runner:
-        schema = fresh_schema()
-        dsn = runner.run(schema.__aenter__())
-        server = ServerProcess(tmp_path_factory.mktemp("server") / "unused", postgres=dsn)
-        try:
-            yield server.start()
-        finally:
-            server.close()
-            runner.run(schema.__aexit__(None, None, None))
-
-
 @pytest.fixture
-def postgres_cli(postgres_server: ServerProcess, tmp_path: Path) -> Sagastore:
-    return Sagastore(postgres_server.address, tmp_path)
+def postgres_cli(shared_postgres_server: ServerProcess, tmp_path: Path) -> Sagastore:
+    return Sagastore(shared_postgres_server.address, tmp_path)
 
 
 def test_every_writing_command_prints_its_position(postgres_cli: Sagastore, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,6 @@ MakeDriver = Callable[[str], Driver]
 LEVELS: list[str | Consistency] = ["latest", "any_replica", Consistency.LATEST]
 
 
-@pytest.fixture(scope="module")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """Run a server whose only store is PostgreSQL, for all tests of this module."""
-    with asyncio.Runner() as runner:
-        schema = fresh_schema()
-        dsn = runner.run(schema.__aenter__())
-        server = ServerProcess(tmp_path_factory.mktemp("server") / "unused", postgres=dsn)
-        try:
-            yield server.start()
-        finally:
-            server.close()
-            runner.run(schema.__aexit__(None, None, None))
-
-
 @pytest.fixture(params=["async", "blocking"])
 async def drivers(request: pytest.FixtureRequest) -> AsyncIterator[MakeDriver]:
     """Make clients of one kind with `reads="session"`."""
@@ -62,13 +48,13 @@ async def drivers(request: pytest.FixtureRequest) -> AsyncIterator[MakeDriver]:
 
 
 @pytest.fixture
-def writer(drivers: MakeDriver, postgres_server: ServerProcess) -> Driver:
-    return drivers(postgres_server.address)
+def writer(drivers: MakeDriver, shared_postgres_server: ServerProcess) -> Driver:
+    return drivers(shared_postgres_server.address)
 
 
 @pytest.fixture
-def reader(drivers: MakeDriver, postgres_server: ServerProcess) -> Driver:
-    return drivers(postgres_server.address)
+def reader(drivers: MakeDriver, shared_postgres_server: ServerProcess) -> Driver:
+    return drivers(shared_postgres_server.address)
 
 
 def message(session: str, text: str = "hello") -> Message:
