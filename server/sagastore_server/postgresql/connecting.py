@@ -274,7 +274,7 @@ def _load_chain(path: str, tls: Mapping[str, str]) -> None:
 class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """Connection that records whether this side has ended it."""
 
-    __slots__ = ("_socket", "ended_here", "has_schema", "system", "timeline")
+    __slots__ = ("_socket", "ended_here", "has_schema", "system", "tells_positions", "timeline")
 
     def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
         super().__init__(protocol, transport, *rest)
@@ -285,6 +285,8 @@ class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ha
         """Timeline of its server when it was opened; 0: unknown."""
         self.system = 0
         """System identifier of its server when it was opened; 0: unknown."""
+        self.tells_positions = False
+        """Whether its server tells positions to its role (``positions``)."""
         self._socket = transport.get_extra_info("socket")
 
     def keep_alive(self, keepalive: Keepalive) -> None:
