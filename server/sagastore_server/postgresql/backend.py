@@ -9,6 +9,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
 
+from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql import timeline
 from sagastore_server.postgresql.batch import BLOCK
@@ -20,6 +21,7 @@ from sagastore_server.postgresql.pool import Pool
 from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.reads import PostgreSQLReads
 from sagastore_server.postgresql.reanalysis import Reanalyser
+from sagastore_server.postgresql.replicas import Replicas
 from sagastore_server.postgresql.rows import SearchColumns, message_from_row, search_columns_of
 from sagastore_server.postgresql.schema import prepare
 from sagastore_server.postgresql.search import (
@@ -89,16 +91,21 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         supervisor: Supervisor | None = None,
         *,
         tracer: Tracer = NO_TRACER,
+        instruments: Instruments | None = None,
     ) -> None:
         """Create a store on a database, to which only ``open`` connects.
 
-        ``supervisor`` runs the background tasks of the store; ``tracer`` records its spans.
+        ``supervisor`` runs the background tasks of the store; ``tracer`` records its spans, and
+        ``instruments`` get its reads.
         """
         self._options = options
         self._supervisor = supervisor or Supervisor()
         self._tracer = tracer
         self._pool = Pool(options, tracer)
-        self._reads = PostgreSQLReads(self._pool)
+        self._replicas = Replicas(
+            options, self._pool, self._supervisor, instruments or Instruments(), tracer
+        )
+        self._reads = PostgreSQLReads(self._pool, self._replicas, instruments)
         self._worker_pool = WorkerPool()
         self._searching = asyncio.Semaphore(max(1, options.pool_max // 2))
         self._taking_turns = asyncio.Lock()
@@ -152,12 +159,15 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
             supervisor=self._supervisor,
             tracer=self._tracer,
         )
+        if self._pool.tells_positions:
+            self._replicas.start()
 
     async def close(self) -> None:
         """See the contract."""
         if self._watcher is not None:
             await self._watcher.close()
             self._watcher = None
+        await self._replicas.close()
         await self._reanalyser.stop()
         if self._writer is not None:
             await self._writer.close()
@@ -330,6 +340,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
                 commit_seconds=commits.longest_seconds,
                 commits_unconfirmed=commits.unconfirmed,
                 is_unreplicated=commits.is_refused,
+                replicas=self._replicas.loads(),
                 reanalysis=self.reanalysis,
             )
         ]

@@ -274,7 +274,10 @@ def _load_chain(path: str, tls: Mapping[str, str]) -> None:
 class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """Connection that records whether this side has ended it."""
 
-    __slots__ = ("_socket", "ended_here", "has_schema", "system", "tells_positions", "timeline")
+    __slots__ = (
+        *("_socket", "ended_here", "has_schema", "system", "tells_positions", "timeline"),
+        *("identity", "opened_at"),
+    )
 
     def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
         super().__init__(protocol, transport, *rest)
@@ -283,6 +286,10 @@ class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ha
         """Whether it was opened for the schema of the pool."""
         self.timeline = 0
         """Timeline of its server when it was opened; 0: unknown."""
+        self.identity: Any = None
+        """Identity of its server, if that is a replica (``replica_pool``)."""
+        self.opened_at = 0.0
+        """`time.monotonic` when it was ready, if its server is a replica."""
         self.system = 0
         """System identifier of its server when it was opened; 0: unknown."""
         self.tells_positions = False

@@ -58,8 +58,14 @@ T = TypeVar("T")
 class Pool:
     """Pool of connections with the type codecs of this package."""
 
-    def __init__(self, options: PostgreSQLOptions, tracer: Tracer = NO_TRACER) -> None:
-        """Create a pool; only ``open`` connects."""
+    def __init__(
+        self, options: PostgreSQLOptions, tracer: Tracer = NO_TRACER, *, schema: str = ""
+    ) -> None:
+        """Create a pool; only ``open`` connects.
+
+        ``schema`` is the schema of the tables, as an identifier; empty: that of ``search_path``.
+        """
+        self._given_schema = schema
         self._options = options
         self._tracer = tracer
         self._pool: Any = None
@@ -97,13 +103,8 @@ class Pool:
         """
         options = self._options
         self._closing = False
-        self._schema = ""
-        self.connector = Connector(
-            resolve(options.dsn, os.environ),
-            options.acquire_timeout,
-            options.statement_cache,
-            self._report_loss,
-        )
+        self._schema = self._given_schema
+        self.connector = self._new_connector()
         pool = asyncpg.create_pool(
             min_size=min(options.pool_min, options.pool_max),
             max_size=options.pool_max,
@@ -124,6 +125,21 @@ class Pool:
         self._pool = pool
         if options.statement_cache:
             await self._require_a_session()
+
+    def _new_connector(self) -> Connector:
+        """Return what opens the connections.
+
+        Raises:
+            ConnectionStringError: The connection string is invalid.
+
+        """
+        options = self._options
+        return Connector(
+            resolve(options.dsn, os.environ),
+            options.acquire_timeout,
+            options.statement_cache,
+            self._report_loss,
+        )
 
     async def close(self) -> None:
         """Refuse new work, wait up to `_CLOSE_TIMEOUT` for running work, and disconnect."""
@@ -188,6 +204,11 @@ class Pool:
                 raise
             finally:
                 await pool.release(connection)
+
+    @property
+    def schema(self) -> str:
+        """Schema of the tables, as an identifier; empty before the first connection."""
+        return self._schema
 
     @property
     def use(self) -> tuple[int, int, int]:

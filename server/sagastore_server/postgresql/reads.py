@@ -4,6 +4,8 @@ Each read notes its position in the context of its call, and meets the requireme
 (``interfaces.consistency``). Internal reads (migration, verification, counts, health) use the pool
 directly.
 
+A read that a replica may answer goes to the ``replicas`` first.
+
 The primary has every acknowledged write, so it satisfies every requirement that can be satisfied.
 Therefore the position of an answer is compared after the read. That would not do for a replica,
 whose snapshot may be older than the position that the same statement returns.
@@ -15,13 +17,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from sagastore_server.interfaces.consistency import Level, WalPosition, note, required
+from sagastore_server.interfaces.instruments import PRIMARY, Instruments
 from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.positions import located, position_of, telling_system
 from sagastore_server.postgresql.queries import QUERIES
+from sagastore_server.postgresql.replica import Fetch
+from sagastore_server.postgresql.replicas import Replicas
 from sagastore_server.postgresql.requirements import check, resolved
 from sagastore_server.runtime.read_batcher import ReadBatcher
-
-_Fetch = Callable[[Connection, str], Awaitable[list[Any]]]
 
 
 class Answer(NamedTuple):
@@ -42,11 +45,18 @@ A = TypeVar("A", Answer, _Found)
 
 
 class PostgreSQLReads:
-    """Reads from the primary."""
+    """Reads from the primary or a replica."""
 
-    def __init__(self, pool: Pool) -> None:
-        """Read from the primary, to which ``pool`` connects."""
+    def __init__(
+        self, pool: Pool, replicas: Replicas, instruments: Instruments | None = None
+    ) -> None:
+        """Read from the primary, to which ``pool`` connects, or from ``replicas``.
+
+        ``instruments`` get the reads that the primary answers.
+        """
         self._pool = pool
+        self._replicas = replicas
+        self._instruments = instruments or Instruments()
         self._gets: ReadBatcher[_Found] = ReadBatcher(self._messages)
 
     async def rows(self, sql: str, *arguments: Any) -> list[Any]:
@@ -65,7 +75,7 @@ class PostgreSQLReads:
             found: list[Any] = await connection.fetch(statement, *arguments)
             return found
 
-        return (await self._seen(lambda: self._answer(sql, fetch))).rows
+        return await self._rows(sql, fetch)
 
     async def planned_rows(self, sql: str, arguments: Sequence[Any]) -> list[Any]:
         """As ``rows``, with a new plan for these arguments.
@@ -78,6 +88,14 @@ class PostgreSQLReads:
             found: list[Any] = await prepared.fetch(*arguments)
             return found
 
+        return await self._rows(sql, fetch)
+
+    async def _rows(self, sql: str, fetch: Fetch) -> list[Any]:
+        if self._pool.tells_positions:
+            found = await self._replicas.rows(required(), sql, fetch)
+            if found is not None:
+                note(found.position)
+                return found.rows
         return (await self._seen(lambda: self._answer(sql, fetch))).rows
 
     async def value(self, sql: str, *arguments: Any) -> Any:
@@ -90,6 +108,11 @@ class PostgreSQLReads:
 
         Raises as ``rows``.
         """
+        if self._pool.tells_positions:
+            answer = await self._replicas.message(required(), message_id)
+            if answer is not None:
+                note(answer.position)
+                return answer.rows[0] if answer.rows else None
 
         async def read() -> _Found:
             # Found in any case: `_messages` answers for every id.
@@ -108,7 +131,7 @@ class PostgreSQLReads:
             found[row[0]] = _Found(row, answer.position)
         return found
 
-    async def _answer(self, sql: str, fetch: _Fetch) -> Answer:
+    async def _answer(self, sql: str, fetch: Fetch) -> Answer:
         if not self._pool.tells_positions:
             # Decided before the read: an answer that began in an earlier phase of a migration
             # may lack a write that was acknowledged meanwhile without a position.
@@ -127,8 +150,10 @@ class PostgreSQLReads:
     async def _seen(self, read: Callable[[], Awaitable[A]]) -> A:
         """Return an answer that meets the requirement of the call, and note its position."""
         answer = await read()
-        if required().level is not Level.LATEST:
+        level = required().level
+        if level is not Level.LATEST:
             answer = await self._satisfying(answer, read)
+        self._instruments.read_answered(PRIMARY, level)
         note(answer.position)
         return answer
 

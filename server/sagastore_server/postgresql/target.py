@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql import auxiliary_rows, indexes, journal_apply
 from sagastore_server.postgresql.backend import PostgreSQLStorage
@@ -78,9 +79,10 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
         supervisor: Supervisor | None = None,
         *,
         tracer: Tracer = NO_TRACER,
+        instruments: Instruments | None = None,
     ) -> None:
         """As ``PostgreSQLStorage``."""
-        super().__init__(options, supervisor, tracer=tracer)
+        super().__init__(options, supervisor, tracer=tracer, instruments=instruments)
         self._opening = asyncio.Lock()
         self._pool.tells_positions = False
 
@@ -211,6 +213,8 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
     def serve_alone(self) -> None:
         """See the contract."""
         self._pool.tells_positions = True
+        if self._writer is not None:
+            self._replicas.start()
 
     # ------------------------------------------------------------------ the rows
 
