@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ import pytest
 
 import tests.support.strategies  # noqa: F401 - selects the profile of Hypothesis
 from sagastore.v1 import migration_pb2_grpc, storage_pb2_grpc
+from tests.support.postgres import fresh_schema
 from tests.support.server_process import ServerProcess, serving
 
 _OPTIONAL = {
@@ -70,6 +72,20 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPr
     """Run one server for all tests that do not mind each other's messages."""
     with serving(tmp_path_factory.mktemp("shared") / "sagastore.db") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def shared_postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Run one server whose only store is PostgreSQL, for tests that accept others' messages."""
+    with asyncio.Runner() as runner:
+        schema = fresh_schema()
+        dsn = runner.run(schema.__aenter__())
+        server = ServerProcess(tmp_path_factory.mktemp("postgres") / "unused", postgres=dsn)
+        try:
+            yield server.start()
+        finally:
+            server.close()
+            runner.run(schema.__aexit__(None, None, None))
 
 
 @pytest.fixture(scope="session")

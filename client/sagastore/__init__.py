@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sagastore._async_migration import AsyncMigrationClient
     from sagastore._async_paging import AsyncPager
     from sagastore._async_sessions import AsyncSessionClient
+    from sagastore._consistency import Consistency
     from sagastore._enums import (
         BackfillPace,
         BackfillState,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         OnConflict,
         Order,
         Phase,
+        Reads,
         ServingStatus,
         Store,
     )
@@ -113,6 +115,7 @@ __all__ = [
     "BulkProgress",
     "BulkResult",
     "Client",
+    "Consistency",
     "DeadlineExceededError",
     "Durability",
     "ExportBatch",
@@ -137,6 +140,7 @@ __all__ = [
     "Phase",
     "PreconditionViolation",
     "QuarantinedRow",
+    "Reads",
     "RejectedMessage",
     "ResourceExhaustedError",
     "RetryPolicy",
@@ -173,6 +177,7 @@ _HOMES = {
     "_file_model": ("File", "FileSaveResult"),
     "_async_client": ("AsyncClient",),
     "_async_migration": ("AsyncMigrationClient",),
+    "_consistency": ("Consistency",),
     "_enums": (
         "BackfillPace",
         "BackfillState",
@@ -181,6 +186,7 @@ _HOMES = {
         "OnConflict",
         "Order",
         "Phase",
+        "Reads",
         "ServingStatus",
         "Store",
     ),

@@ -9,7 +9,8 @@ from typing import Any, Final, TypeVar, cast
 
 from sagastore import _checks as checks
 from sagastore._checks import Check, optional
-from sagastore._enums import Durability, OnConflict, Order, Phase, _Wire
+from sagastore._consistency import Consistency, position_text
+from sagastore._enums import Durability, OnConflict, Order, Phase, Reads, _Wire
 from sagastore._file_model import File
 from sagastore._model import Message
 from sagastore._retry import RetryPolicy
@@ -30,6 +31,12 @@ def _member(kind: type[_Wire]) -> Check:
             raise checks.invalid(name, str(exc)) from None
 
     return check
+
+
+def _consistency(value: Any, name: str) -> Consistency:
+    """Require a consistency, which may be given as text."""
+    del name  # The error has it.
+    return value if isinstance(value, Consistency) else Consistency(value)
 
 
 _CHECKS: Final[Mapping[str, Check]] = {
@@ -53,6 +60,8 @@ _CHECKS: Final[Mapping[str, Check]] = {
     "OnConflict | str": _member(OnConflict),
     "Order | str": _member(Order),
     "Phase | str": _member(Phase),
+    "Reads | str": _member(Reads),
+    "Consistency | str | None": optional(_consistency),
     "Callable[[BulkProgress], object] | None": optional(checks.callback),
     "str | Sequence[str]": checks.text_or_texts,
     "TLS | bool": checks.instance(TLS, bool),
@@ -64,6 +73,7 @@ _CHECKS: Final[Mapping[str, Check]] = {
 _BY_NAME: Final[Mapping[str, Check]] = {
     "if_revision": optional(checks.int64),
     "count": checks.count,
+    "position": position_text,
 }
 """Checks of parameters whose annotation does not tell enough."""
 

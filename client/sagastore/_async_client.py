@@ -17,7 +17,8 @@ from sagastore._async_reads import STREAM_TIMEOUT, AsyncReads
 from sagastore._async_sessions import AsyncSessionClient
 from sagastore._bulk import Batch, Batcher, BulkSender, Tally
 from sagastore._call import Caller, History
-from sagastore._enums import Durability, OnConflict
+from sagastore._consistency import Consistency
+from sagastore._enums import Durability, OnConflict, Reads
 from sagastore._ids import new_id
 from sagastore._model import (
     BulkAck,
@@ -78,6 +79,7 @@ class AsyncClient(AsyncReads):
         token: Token | None = None,
         timeout: float = 10.0,
         retry: RetryPolicy | None = None,
+        reads: Reads | str = Reads.LATEST,
         allow_insecure_token: bool = False,
     ) -> None:
         """Create a client without connecting.
@@ -94,6 +96,10 @@ class AsyncClient(AsyncReads):
                 `math.inf` for no limit.
             retry: When failed calls are retried; None for the defaults of
                 `RetryPolicy`.
+            reads: The state that reads without `consistency` see. `session`: at
+                least `position`, so that the client sees its own writes and
+                never an older state than before, also on replicas; the latest
+                state while it has no position.
             allow_insecure_token: Send the token in plain text to other machines.
 
         Raises:
@@ -108,7 +114,8 @@ class AsyncClient(AsyncReads):
             token, addresses, secure=self._tls is not None, allow_insecure=allow_insecure_token
         )
         pool = Pool(addresses, self._tls, source, f"sagastore-python/{__version__}")
-        self._caller = Caller(pool, retry or RetryPolicy(), timeout)
+        level = convert.member(Reads, reads, "reads")
+        self._caller = Caller(pool, retry or RetryPolicy(), timeout, level)
         self.sessions = AsyncSessionClient(self._caller)
         self.files = AsyncFileClient(self._caller)
         self.migration = AsyncMigrationClient(self._caller)
@@ -129,6 +136,37 @@ class AsyncClient(AsyncReads):
     async def close(self) -> None:
         """Close the connections. Calls in progress fail. Can be called more than once."""
         await self._caller.pool.close()
+
+    @property
+    def position(self) -> str:
+        """A position that covers every write that has returned and every state that was read.
+
+        It is the newest one of all responses that the client has received. Pass it
+        to another client or process as the `consistency` of a read, or to its
+        `observe`. "" if there is none: the server tells no positions, or the outcome
+        of the last call is not known. The latest state is then required.
+        """
+        return self._caller.positions.known
+
+    @checked
+    def observe(self, position: str) -> None:
+        """Take note of the position of another client, as if this one had received it.
+
+        With `reads="session"`, the following reads see at least that state. If the
+        server refuses the position, because the store has moved to another
+        PostgreSQL system, the client forgets it and reads the latest state.
+
+        Everybody who shares this client waits for the position. Observe only
+        positions that a server of this store has sent.
+
+        Args:
+            position: The `position` of a result or of a client. "" means that it is
+                not known: the next read sees the latest state.
+
+        Raises:
+            InvalidArgumentError: The text is not a position.
+        """
+        self._caller.positions.note(position)
 
     @checked
     async def save(
@@ -205,11 +243,12 @@ class AsyncClient(AsyncReads):
         """Return the result of a conditional save whose response was lost, or None.
 
         Saving the stored message again under its revision changes nothing and
-        returns the stores in which it is durable.
+        returns the stores in which it is durable. The read sees the latest state:
+        a replica may be older than the refusal.
         """
         sent = request.message
         try:
-            stored = await self._get(sent.id, deadline)
+            stored = await self._get(sent.id, deadline, Consistency.LATEST)
             if not convert.same_message(sent, stored):
                 return None
             again = pb.SaveRequest(

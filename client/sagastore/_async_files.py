@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from sagastore import _convert_files as convert
 from sagastore._arguments import checked
 from sagastore._async_paging import AsyncPager
-from sagastore._async_reads import with_token
+from sagastore._async_reads import chosen, with_token
 from sagastore._call import Caller, History
+from sagastore._consistency import Consistency
 from sagastore._convert import member, naming
 from sagastore._enums import Durability
 from sagastore._file_model import File, FileSaveResult
@@ -111,10 +112,11 @@ class AsyncFileClient:
         """Return the result of a conditional save whose response was lost, or None.
 
         Saving the stored record again under its revision changes nothing and returns the
-        stores in which it is durable.
+        stores in which it is durable. The read sees the latest state: a replica may be older
+        than the refusal.
         """
         try:
-            stored = await self._get(request.file.id, deadline)
+            stored = await self._get(request.file.id, deadline, Consistency.LATEST)
             if not convert.same_file(request.file, stored):
                 return None
             again = pb.SaveFileRequest(
@@ -125,22 +127,31 @@ class AsyncFileClient:
             return None
 
     @checked
-    async def get(self, id: str, *, timeout: float | None = None) -> File:
+    async def get(
+        self,
+        id: str,
+        *,
+        consistency: Consistency | str | None = None,
+        timeout: float | None = None,
+    ) -> File:
         """Read one file record.
 
         Args:
             id: The record's id.
+            consistency: Which state the read must see; None: as `reads` of the client.
             timeout: Total seconds; None for the client's timeout.
 
         Raises:
             NotFoundError: No record has the id.
             InvalidArgumentError: The id is empty or too long.
         """
-        return convert.file_from_pb(await self._get(id, self._caller.deadline(timeout)))
+        found = await self._get(id, self._caller.deadline(timeout), chosen(consistency))
+        return convert.file_from_pb(found)
 
-    async def _get(self, id: str, deadline: Deadline) -> pb.File:
-        request = pb.GetFileRequest(id=id)
-        response = await self._caller.unary("GetFile", lambda e: e.files.GetFile, request, deadline)
+    async def _get(self, id: str, deadline: Deadline, consistency: Consistency | None) -> pb.File:
+        response = await self._caller.read(
+            "GetFile", lambda e: e.files.GetFile, pb.GetFileRequest(id=id), deadline, consistency
+        )
         return response.file
 
     @checked
@@ -150,6 +161,7 @@ class AsyncFileClient:
         *,
         page_size: int = 0,
         page_token: str = "",
+        consistency: Consistency | str | None = None,
         timeout: float | None = None,
     ) -> AsyncPager[File]:
         """List file records, newest first: by the time of upload, then by id.
@@ -158,6 +170,7 @@ class AsyncFileClient:
             tags: Tags that the record must have.
             page_size: Records per page: 0 means 50, above 500 means 500.
             page_token: Where to start: the `next_page_token` of a page.
+            consistency: Which state each page must see; None: as `reads` of the client.
             timeout: Seconds for each page; None for the client's timeout.
 
         Raises:
@@ -167,11 +180,12 @@ class AsyncFileClient:
         request = pb.ListFilesRequest(page_size=page_size, tags=tags)
 
         async def fetch(token: str) -> Page[File]:
-            response = await self._caller.unary(
+            response = await self._caller.read(
                 "ListFiles",
                 lambda e: e.files.ListFiles,
                 with_token(request, token),
                 self._caller.deadline(timeout),
+                chosen(consistency),
             )
             return convert.file_page(response)
 

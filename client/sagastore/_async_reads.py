@@ -14,17 +14,18 @@ from sagastore import _convert as convert
 from sagastore import _json, _wire
 from sagastore._arguments import checked
 from sagastore._async_paging import AsyncPager
+from sagastore._consistency import Consistency, covering, with_consistency
 from sagastore._enums import Order, ServingStatus
 from sagastore._model import BatchGetResult, ExportBatch, Message, Page, SearchResult
 from sagastore._retry import Deadline
-from sagastore.errors import ResourceExhaustedError
+from sagastore.errors import InvalidArgumentError, ResourceExhaustedError
 from sagastore.v1 import storage_pb2 as pb
 
 if TYPE_CHECKING:
     from sagastore._call import Caller
     from sagastore.v1 import message_pb2
 
-__all__ = ["STREAM_TIMEOUT", "AsyncReads", "batch_get", "with_token"]
+__all__ = ["STREAM_TIMEOUT", "AsyncReads", "batch_get", "chosen", "exported", "with_token"]
 
 STREAM_TIMEOUT = 60.0
 """Seconds without progress."""
@@ -38,27 +39,42 @@ class AsyncReads:
     _caller: Caller
 
     @checked
-    async def get(self, id: str, *, timeout: float | None = None) -> Message:
+    async def get(
+        self,
+        id: str,
+        *,
+        consistency: Consistency | str | None = None,
+        timeout: float | None = None,
+    ) -> Message:
         """Read one message.
 
         Args:
             id: The message's id.
+            consistency: Which state the read must see; None: as `reads` of the client.
             timeout: Total seconds; None for the client's timeout.
 
         Raises:
             NotFoundError: No message has the id.
             InvalidArgumentError: The id is empty or too long.
         """
-        return convert.message_from_pb(await self._get(id, self._caller.deadline(timeout)))
+        found = await self._get(id, self._caller.deadline(timeout), chosen(consistency))
+        return convert.message_from_pb(found)
 
-    async def _get(self, id: str, deadline: Deadline) -> message_pb2.Message:
-        request = pb.GetRequest(id=id)
-        response = await self._caller.unary("Get", lambda e: e.storage.Get, request, deadline)
+    async def _get(
+        self, id: str, deadline: Deadline, consistency: Consistency | None
+    ) -> message_pb2.Message:
+        response = await self._caller.read(
+            "Get", lambda e: e.storage.Get, pb.GetRequest(id=id), deadline, consistency
+        )
         return response.message
 
     @checked
     async def batch_get(
-        self, ids: Iterable[str], *, timeout: float | None = None
+        self,
+        ids: Iterable[str],
+        *,
+        consistency: Consistency | str | None = None,
+        timeout: float | None = None,
     ) -> BatchGetResult:
         """Read any number of messages by id, in the order of the ids.
 
@@ -67,6 +83,7 @@ class AsyncReads:
 
         Args:
             ids: The ids. A repeated id returns its message repeatedly.
+            consistency: Which state the read must see; None: as `reads` of the client.
             timeout: Total seconds for all calls; None for the client's timeout.
 
         Raises:
@@ -76,11 +93,14 @@ class AsyncReads:
         deadline = self._caller.deadline(timeout)
         messages: list[Message] = []
         missing: list[str] = []
+        positions: list[str] = []
         for start in range(0, len(wanted), _MAX_IDS):
-            for part in await batch_get(self._caller, wanted[start : start + _MAX_IDS], deadline):
+            some = wanted[start : start + _MAX_IDS]
+            for part in await batch_get(self._caller, some, deadline, chosen(consistency)):
                 messages += map(convert.message_from_pb, part.messages)
                 missing += part.missing_ids
-        return BatchGetResult(tuple(messages), tuple(missing))
+                positions.append(part.position)
+        return BatchGetResult(tuple(messages), tuple(missing), covering(positions))
 
     @checked
     def list(
@@ -90,6 +110,7 @@ class AsyncReads:
         newest_first: bool = False,
         page_size: int = 0,
         page_token: str = "",
+        consistency: Consistency | str | None = None,
         timeout: float | None = None,
     ) -> AsyncPager[Message]:
         """List the messages of one session by time, then by sequence.
@@ -100,6 +121,7 @@ class AsyncReads:
             newest_first: True for newest first, False for oldest first.
             page_size: Messages per page: 0 means 50, above 500 means 500.
             page_token: Where to start: the `next_page_token` of a page.
+            consistency: Which state each page must see; None: as `reads` of the client.
             timeout: Seconds for each page; None for the client's timeout.
 
         Raises:
@@ -111,11 +133,12 @@ class AsyncReads:
         )
 
         async def fetch(token: str) -> Page[Message]:
-            response = await self._caller.unary(
+            response = await self._caller.read(
                 "List",
                 lambda e: e.storage.List,
                 with_token(request, token),
                 self._caller.deadline(timeout),
+                chosen(consistency),
             )
             return convert.message_page(response)
 
@@ -136,6 +159,7 @@ class AsyncReads:
         order: Order | str = Order.RELEVANCE,
         page_size: int = 0,
         page_token: str = "",
+        consistency: Consistency | str | None = None,
         timeout: float | None = None,
     ) -> AsyncPager[SearchResult]:
         """Find the messages that match all conditions.
@@ -157,6 +181,7 @@ class AsyncReads:
             order: The order of the results.
             page_size: Results per page: 0 means 50, above 500 means 500.
             page_token: Where to start: the `next_page_token` of a page.
+            consistency: Which state each page must see; None: as `reads` of the client.
             timeout: Seconds for each page; None for the client's timeout.
 
         Raises:
@@ -179,11 +204,12 @@ class AsyncReads:
         )
 
         async def fetch(token: str) -> Page[SearchResult]:
-            response = await self._caller.unary(
+            response = await self._caller.read(
                 "Search",
                 lambda e: e.storage.Search,
                 with_token(request, token),
                 self._caller.deadline(timeout),
+                chosen(consistency),
             )
             return convert.search_page(response)
 
@@ -191,7 +217,12 @@ class AsyncReads:
 
     @checked
     async def export(
-        self, *, resume_token: str = "", batch_size: int = 0, timeout: float = STREAM_TIMEOUT
+        self,
+        *,
+        resume_token: str = "",
+        batch_size: int = 0,
+        consistency: Consistency | str | None = None,
+        timeout: float = STREAM_TIMEOUT,
     ) -> AsyncGenerator[Message, None]:
         """Yield every message, ordered by the UTF-8 bytes of the id.
 
@@ -202,6 +233,7 @@ class AsyncReads:
         Args:
             resume_token: Where to start: the `resume_token` of a batch.
             batch_size: Messages per batch: 0 means 500, above 1000 means 1000.
+            consistency: Which state the export must see; None: as `reads` of the client.
             timeout: Maximum seconds between responses, retries included.
 
         Raises:
@@ -209,7 +241,10 @@ class AsyncReads:
                 size is negative.
         """
         batches = self.export_batches(
-            resume_token=resume_token, batch_size=batch_size, timeout=timeout
+            resume_token=resume_token,
+            batch_size=batch_size,
+            consistency=consistency,
+            timeout=timeout,
         )
         async with aclosing(batches):
             async for batch in batches:
@@ -218,29 +253,29 @@ class AsyncReads:
 
     @checked
     async def export_batches(
-        self, *, resume_token: str = "", batch_size: int = 0, timeout: float = STREAM_TIMEOUT
+        self,
+        *,
+        resume_token: str = "",
+        batch_size: int = 0,
+        consistency: Consistency | str | None = None,
+        timeout: float = STREAM_TIMEOUT,
     ) -> AsyncGenerator[ExportBatch, None]:
         """Yield every message as `export` does, in batches with their resume tokens.
 
         Args:
             resume_token: Where to start: the `resume_token` of a batch.
             batch_size: Messages per batch: 0 means 500, above 1000 means 1000.
+            consistency: Which state the export must see; None: as `reads` of the client.
             timeout: Maximum seconds between responses, retries included.
 
         Raises:
             InvalidArgumentError: The token is not from an export, or the batch
                 size is negative.
         """
-        token = resume_token
-        responses = self._caller.stream(
-            "Export",
-            lambda e: e.storage.Export,
-            lambda: pb.ExportRequest(resume_token=token, batch_size=batch_size),
-            timeout,
-        )
+        start = pb.ExportRequest(resume_token=resume_token, batch_size=batch_size)
+        responses = exported(self._caller, start, timeout, chosen(consistency))
         async with aclosing(responses):
             async for response in responses:
-                token = response.resume_token
                 yield convert.export_batch(response)
 
     @checked
@@ -264,20 +299,59 @@ class AsyncReads:
 
 
 async def batch_get(
-    caller: Caller, ids: Sequence[str], deadline: Deadline
+    caller: Caller, ids: Sequence[str], deadline: Deadline, consistency: Consistency | None
 ) -> Sequence[pb.BatchGetResponse]:
     """Read up to 1000 messages; several responses if they do not fit into one."""
     request = pb.BatchGetRequest(ids=ids)
     try:
-        return (await caller.unary("BatchGet", lambda e: e.storage.BatchGet, request, deadline),)
+        found = await caller.read(
+            "BatchGet", lambda e: e.storage.BatchGet, request, deadline, consistency
+        )
+        return (found,)
     except ResourceExhaustedError as error:
         # Too large for one response: a message can have a megabyte.
         if len(ids) == 1 or not error.too_large:
             raise
     half = len(ids) // 2
-    left = await batch_get(caller, ids[:half], deadline)
-    right = await batch_get(caller, ids[half:], deadline)
+    left = await batch_get(caller, ids[:half], deadline, consistency)
+    right = await batch_get(caller, ids[half:], deadline, consistency)
     return (*left, *right)
+
+
+async def exported(
+    caller: Caller, start: pb.ExportRequest, timeout: float, consistency: Consistency | None
+) -> AsyncGenerator[pb.ExportResponse, None]:
+    """Yield the responses of an export; a broken stream continues after the last one.
+
+    A remembered position that the server refuses is handled as by `Caller.read`.
+    """
+    request = pb.ExportRequest()
+    request.CopyFrom(start)
+    required = Consistency.LATEST
+
+    def following() -> pb.ExportRequest:
+        nonlocal required
+        required = caller.positions.requirement(consistency)
+        made: pb.ExportRequest = with_consistency(request, required)
+        return made
+
+    while True:
+        responses = caller.stream("Export", lambda e: e.storage.Export, following, timeout)
+        try:
+            async with aclosing(responses):
+                async for response in responses:
+                    request.resume_token = response.resume_token
+                    yield response
+            return
+        except InvalidArgumentError as error:
+            if consistency is not None or not caller.positions.forget(required, error):
+                raise
+            consistency = Consistency.LATEST
+
+
+def chosen(consistency: Consistency | str | None) -> Consistency | None:
+    """Return the argument of a public method, which `checked` has converted."""
+    return Consistency(consistency) if isinstance(consistency, str) else consistency
 
 
 def with_token(request: Any, token: str) -> Any:

@@ -13,8 +13,9 @@ from sagastore import _convert_sessions as convert
 from sagastore import _json
 from sagastore._arguments import checked
 from sagastore._async_paging import AsyncPager
-from sagastore._async_reads import batch_get, with_token
+from sagastore._async_reads import batch_get, chosen, with_token
 from sagastore._call import Caller, History, annotated, may_have_taken_effect
+from sagastore._consistency import Consistency
 from sagastore._convert import invalid, member, naming, same_message, timestamp_to_pb
 from sagastore._enums import Durability
 from sagastore._model import Message, Page
@@ -149,18 +150,19 @@ class AsyncSessionClient:
         caller's next write.
 
         Appending the stored messages again under that revision changes nothing and
-        returns the stores in which they are durable.
+        returns the stores in which they are durable. The reads see the latest state: a
+        replica may be older than the refusal.
         """
         ids = tuple(message.id for message in request.messages)
         try:
             stored = [
                 message
-                for part in await batch_get(self._caller, ids, deadline)
+                for part in await batch_get(self._caller, ids, deadline, Consistency.LATEST)
                 for message in part.messages
             ]
             if len(stored) != len(ids) or not all(map(same_message, request.messages, stored)):
                 return None
-            session = await self._get(request.session_id, deadline)
+            session = await self._get(request.session_id, deadline, Consistency.LATEST)
             if session.revision != max(message.revision for message in stored):
                 return None
             again = pb.AppendRequest()
@@ -171,23 +173,33 @@ class AsyncSessionClient:
             return None
 
     @checked
-    async def get(self, session_id: str, *, timeout: float | None = None) -> Session:
+    async def get(
+        self,
+        session_id: str,
+        *,
+        consistency: Consistency | str | None = None,
+        timeout: float | None = None,
+    ) -> Session:
         """Read one session, without its messages; `AsyncClient.list` reads those.
 
         Args:
             session_id: The session; at most 256 characters.
+            consistency: Which state the read must see; None: as `reads` of the client.
             timeout: Total seconds; None for the client's timeout.
 
         Raises:
             NotFoundError: The session does not exist.
             InvalidArgumentError: The id is too long.
         """
-        return convert.session(await self._get(session_id, self._caller.deadline(timeout)))
+        deadline = self._caller.deadline(timeout)
+        return convert.session(await self._get(session_id, deadline, chosen(consistency)))
 
-    async def _get(self, session_id: str, deadline: Deadline) -> pb.Session:
+    async def _get(
+        self, session_id: str, deadline: Deadline, consistency: Consistency | None
+    ) -> pb.Session:
         request = pb.GetSessionRequest(session_id=session_id)
-        response = await self._caller.unary(
-            "GetSession", lambda e: e.sessions.GetSession, request, deadline
+        response = await self._caller.read(
+            "GetSession", lambda e: e.sessions.GetSession, request, deadline, consistency
         )
         return response.session
 
@@ -203,6 +215,7 @@ class AsyncSessionClient:
         title_prefix: str | None = None,
         page_size: int = 0,
         page_token: str = "",
+        consistency: Consistency | str | None = None,
         timeout: float | None = None,
     ) -> AsyncPager[Session]:
         """List the sessions that match all conditions, the most recently active first.
@@ -224,6 +237,7 @@ class AsyncSessionClient:
                 None for any title.
             page_size: Sessions per page: 0 means 50, above 500 means 500.
             page_token: Where to start: the `next_page_token` of a page.
+            consistency: Which state each page must see; None: as `reads` of the client.
             timeout: Seconds for each page; None for the client's timeout.
 
         Raises:
@@ -243,11 +257,12 @@ class AsyncSessionClient:
         )
 
         async def fetch(token: str) -> Page[Session]:
-            response = await self._caller.unary(
+            response = await self._caller.read(
                 "ListSessions",
                 lambda e: e.sessions.ListSessions,
                 with_token(request, token),
                 self._caller.deadline(timeout),
+                chosen(consistency),
             )
             return convert.session_page(response)
 
@@ -309,7 +324,8 @@ class AsyncSessionClient:
         try:
             return await self._update(request, deadline)
         except AlreadyExistsError:
-            return convert.session(await self._get(session_id, deadline))
+            # A replica may not have the session that the primary has found.
+            return convert.session(await self._get(session_id, deadline, Consistency.LATEST))
 
     async def _update(self, request: pb.UpdateSessionRequest, deadline: Deadline) -> Session:
         history = History()

@@ -17,6 +17,7 @@ import grpc.aio
 from sagastore import _status
 from sagastore._call import closed, stalled
 from sagastore._checks import at_least, invalid, wrong_type
+from sagastore._consistency import covering
 from sagastore._convert import member, message_to_pb
 from sagastore._enums import OnConflict
 from sagastore._ids import new_id
@@ -103,6 +104,7 @@ class Batch:
             unchanged=pb.unchanged,
             skipped=pb.skipped,
             rejected=tuple(rejected),
+            position=pb.position,
         )
 
     def _position(self, index: int) -> int:
@@ -306,6 +308,7 @@ class BulkSender:
         self._retry = caller.stream_retry(timeout)
         self._pending: deque[Batch] = deque()
         self._stream: _Stream | None = None
+        self._began = caller.positions.turn
 
     @property
     def in_flight(self) -> int:
@@ -346,6 +349,8 @@ class BulkSender:
 
     async def close(self) -> None:
         """Abort. Batches in flight may or may not be stored. Can be called more than once."""
+        if any(batch.payload is not None for batch in self._pending):
+            self._caller.positions.note("")
         self._drop()
 
     def _drop(self) -> None:
@@ -382,6 +387,7 @@ class BulkSender:
             answer = await stream.read(self._retry.timeout)
             if isinstance(answer, storage_pb2.BulkSaveResponse):
                 self._retry.progress()
+                self._caller.positions.note(answer.position, self._began)
                 return _checked(answer, head)
             self._drop()
             error = answer or UnavailableError(
@@ -404,6 +410,7 @@ class Tally:
     def __init__(self) -> None:
         self._acknowledged = self._saved = self._unchanged = self._skipped = 0
         self._rejected: list[RejectedMessage] = []
+        self._positions: set[str] = set()
 
     def add(self, ack: BulkAck) -> BulkProgress:
         """Add the result of one batch; return the progress."""
@@ -412,6 +419,8 @@ class Tally:
         self._unchanged += ack.unchanged
         self._skipped += ack.skipped
         self._rejected += ack.rejected
+        if ack.position or ack.count > len(ack.rejected):
+            self._positions = {covering({ack.position, *self._positions})}
         return BulkProgress(
             acknowledged=self._acknowledged,
             saved=self._saved,
@@ -428,4 +437,5 @@ class Tally:
             unchanged=self._unchanged,
             skipped=self._skipped,
             rejected=tuple(self._rejected),
+            position=covering(self._positions),
         )

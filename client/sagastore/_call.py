@@ -10,16 +10,22 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 import grpc.aio
 
 from sagastore import _checks as checks
 from sagastore import _status
+from sagastore._consistency import Consistency, Positions, with_consistency
+from sagastore._enums import Reads
 from sagastore._retry import Deadline, RetryPolicy, delay_before_retry
 from sagastore.errors import (
+    AbortedError,
+    AlreadyExistsError,
     DeadlineExceededError,
+    InvalidArgumentError,
+    NotFoundError,
     ResourceExhaustedError,
     SagaStoreError,
     UnauthenticatedError,
@@ -54,6 +60,9 @@ _NOTICED_ATTEMPT = 4
 
 # Reasons of errors that the server raises before it processes a call.
 _REJECTED_ON_ADMISSION = frozenset({"SERVER_STARTING", "SERVER_DRAINING", "UNAUTHENTICATED"})
+
+# Errors that tell of a state that the client may not have seen.
+_STATE_TOLD = (AbortedError, AlreadyExistsError, NotFoundError)
 
 
 def may_have_taken_effect(error: SagaStoreError) -> bool:
@@ -147,9 +156,12 @@ class StreamRetry:
 class Caller:
     """Calls the servers of one client."""
 
-    def __init__(self, pool: Pool, policy: RetryPolicy, timeout: float) -> None:
+    def __init__(
+        self, pool: Pool, policy: RetryPolicy, timeout: float, reads: Reads = Reads.LATEST
+    ) -> None:
         self.pool = pool
         self.policy = policy
+        self.positions = Positions(reads)
         self.timeout = checks.seconds(timeout, "timeout")
 
     def deadline(self, timeout: float | None) -> Deadline:
@@ -170,6 +182,7 @@ class Caller:
         history: History | None = None,
         retry: bool = True,
         repeatable: bool = True,
+        required: Consistency | None = None,
     ) -> R:
         """Make a unary call, with retries within the deadline.
 
@@ -183,10 +196,41 @@ class Caller:
             retry: False: there is one attempt.
             repeatable: False if the call must not take effect twice: it is
                 retried only after an attempt that had no effect for certain.
+            required: The state that a read must see; None for other calls.
 
         Raises:
             SagaStoreError: The error of the last attempt.
         """
+        began = self.positions.turn
+        try:
+            response = await self._attempts(
+                name, method, request, deadline, history, retry=retry, repeatable=repeatable
+            )
+        except BaseException as error:
+            if required is None or isinstance(error, _STATE_TOLD):
+                self.positions.note("")
+            raise
+        current = required in {None, Consistency.LATEST}
+        self._note(response, began if current else -1)
+        return response
+
+    def _note(self, response: Any, began: int = -1) -> None:
+        """Record the position of a response; those about a migration have none."""
+        position: str | None = getattr(response, "position", None)
+        if position is not None:
+            self.positions.note(position, began)
+
+    async def _attempts(
+        self,
+        name: str,
+        method: Callable[[Endpoint], grpc.aio.UnaryUnaryMultiCallable[Q, R]],
+        request: Q,
+        deadline: Deadline,
+        history: History | None,
+        *,
+        retry: bool,
+        repeatable: bool,
+    ) -> R:
         failures = refused = 0
         previous: SagaStoreError | None = None
         while True:
@@ -233,6 +277,38 @@ class Caller:
             _note_retry(name, error, failures, delay, deadline.timeout)
             await asyncio.sleep(delay)
 
+    async def read(
+        self,
+        name: str,
+        method: Callable[[Endpoint], grpc.aio.UnaryUnaryMultiCallable[Any, R]],
+        request: Any,
+        deadline: Deadline,
+        consistency: Consistency | None,
+    ) -> R:
+        """Make a unary call that reads, with a requirement on the state it sees.
+
+        A remembered position that the server refuses is forgotten, and the call repeated with
+        the latest state. A position of the caller is not.
+
+        Args:
+            name: Name of the RPC.
+            method: Returns the RPC of an endpoint.
+            request: The request without a requirement; it is not changed.
+            deadline: The deadline of all attempts together.
+            consistency: The requirement of the caller; None for that of the client.
+
+        Raises:
+            SagaStoreError: The error of the last attempt.
+        """
+        required = self.positions.requirement(consistency)
+        try:
+            asked = with_consistency(request, required)
+            return await self.unary(name, method, asked, deadline, required=required)
+        except InvalidArgumentError as error:
+            if consistency is not None or not self.positions.forget(required, error):
+                raise
+        return await self.unary(name, method, request, deadline, required=Consistency.LATEST)
+
     async def stream(
         self,
         name: str,
@@ -277,6 +353,7 @@ class Caller:
                         error = UnavailableError(f"{name}: the server ended the stream")
                         break
                     retry.progress()
+                    self._note(response)
                     yield response
             finally:
                 call.cancel()

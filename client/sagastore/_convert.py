@@ -218,17 +218,18 @@ def save_result(pb: storage_pb2.SaveResponse, *, created: bool | None = None) ->
         revision=pb.revision,
         created=pb.created if created is None else created,
         durable_on=frozenset(map(Store, pb.durable_on)),
+        position=pb.position,
     )
 
 
 def message_page(pb: storage_pb2.ListResponse) -> Page[Message]:
     """Return a page of a session's messages."""
-    return Page(tuple(map(message_from_pb, pb.messages)), pb.next_page_token)
+    return Page(tuple(map(message_from_pb, pb.messages)), pb.next_page_token, pb.position)
 
 
 def search_page(pb: storage_pb2.SearchResponse) -> Page[SearchResult]:
     """Return a page of search results."""
-    return Page(tuple(map(_search_result, pb.results)), pb.next_page_token)
+    return Page(tuple(map(_search_result, pb.results)), pb.next_page_token, pb.position)
 
 
 def _search_result(pb: storage_pb2.SearchResult) -> SearchResult:
@@ -237,4 +238,4 @@ def _search_result(pb: storage_pb2.SearchResult) -> SearchResult:
 
 def export_batch(pb: storage_pb2.ExportResponse) -> ExportBatch:
     """Return a batch of an export."""
-    return ExportBatch(tuple(map(message_from_pb, pb.messages)), pb.resume_token)
+    return ExportBatch(tuple(map(message_from_pb, pb.messages)), pb.resume_token, pb.position)

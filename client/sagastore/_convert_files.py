@@ -77,9 +77,10 @@ def file_save_result(
         revision=pb.revision,
         created=pb.created if created is None else created,
         durable_on=frozenset(map(Store, pb.durable_on)),
+        position=pb.position,
     )
 
 
 def file_page(pb: file_pb2.ListFilesResponse) -> Page[File]:
     """Return a page of file records."""
-    return Page(tuple(map(file_from_pb, pb.files)), pb.next_page_token)
+    return Page(tuple(map(file_from_pb, pb.files)), pb.next_page_token, pb.position)

@@ -97,14 +97,16 @@ def append_result(pb: session_pb2.AppendResponse, new: frozenset[str]) -> Append
             SavedMessage(s.id, s.revision, s.sequence, s.created or s.id in new) for s in pb.saved
         ),
         durable_on=frozenset(map(Store, pb.durable_on)),
+        position=pb.position,
     )
 
 
 def truncate_result(pb: session_pb2.TruncateSessionResponse, *, complete: bool) -> TruncateResult:
     """Return the result of a truncation."""
-    return TruncateResult(tuple(map(message_from_pb, pb.removed)), session(pb.session), complete)
+    removed = tuple(map(message_from_pb, pb.removed))
+    return TruncateResult(removed, session(pb.session), complete, pb.position)
 
 
 def session_page(pb: session_pb2.ListSessionsResponse) -> Page[Session]:
     """Return a page of sessions."""
-    return Page(tuple(map(session, pb.sessions)), pb.next_page_token)
+    return Page(tuple(map(session, pb.sessions)), pb.next_page_token, pb.position)

@@ -14,6 +14,7 @@ __all__ = [
     "OnConflict",
     "Order",
     "Phase",
+    "Reads",
     "ServingStatus",
     "Store",
     "shown",
@@ -109,6 +110,26 @@ class Order(_Wire):
     """By timestamp, newest first, then by sequence descending."""
     OLDEST = 3
     """By timestamp, oldest first, then by sequence ascending."""
+
+
+class Reads(_Wire):
+    """The state that the reads of a client see, unless a call says otherwise.
+
+    The constructors of the clients accept the name as well: `latest`, `session`,
+    `any_replica`. See `Consistency` for what each level means.
+    """
+
+    LATEST = 1
+    """Everything that was acknowledged before the read began."""
+    SESSION = 2
+    """At least the newest state that the client has seen in any response."""
+    ANY_REPLICA = 3
+    """Any state that is not older than the server allows."""
+
+    @property
+    def label(self) -> str:
+        """The name in lower case."""
+        return self.name.lower()
 
 
 class Phase(_Wire):

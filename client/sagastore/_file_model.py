@@ -114,9 +114,12 @@ class FileSaveResult:
         revision: The stored revision.
         created: True if the id did not exist before.
         durable_on: The stores that have committed the record.
+        position: The state of the store that has the write, for the `consistency` of a
+            read; "" if the server tells none.
     """
 
     id: str
     revision: int
     created: bool
     durable_on: frozenset[Store]
+    position: str = ""

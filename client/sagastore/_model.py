@@ -213,12 +213,15 @@ class SaveResult:
         revision: The stored revision.
         created: True if the id did not exist before.
         durable_on: The stores that have committed the message.
+        position: The state of the store that has the write, for the `consistency` of a
+            read; "" if the server tells none.
     """
 
     id: str
     revision: int
     created: bool
     durable_on: frozenset[Store]
+    position: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,10 +232,14 @@ class BatchGetResult:
         messages: The messages found, in the order of the ids; a repeated id
             returns its message repeatedly.
         missing_ids: The ids not found, in the order of the ids.
+        position: The state that the read has seen, for the `consistency` of another
+            read; with more than 1000 ids, the newest one. "" if the server tells
+            none.
     """
 
     messages: tuple[Message, ...]
     missing_ids: tuple[str, ...]
+    position: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,10 +291,13 @@ class Page(Generic[T]):
         items: The items, in order.
         next_page_token: Token of the next page; empty on the last page. Does
             not expire; valid only for the same request.
+        position: The state that the read has seen, for the `consistency` of another
+            read; "" if the server tells none.
     """
 
     items: tuple[T, ...]
     next_page_token: str
+    position: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +333,8 @@ class BulkAck:
         skipped: Number of messages not stored because the id exists
             (`OnConflict.SKIP`) or occurs again later in the batch.
         rejected: Invalid messages, which were not stored.
+        position: The state of the store that has the batch, for the `consistency` of a
+            read; "" if the server tells none.
     """
 
     first_position: int
@@ -331,6 +343,7 @@ class BulkAck:
     unchanged: int
     skipped: int
     rejected: tuple[RejectedMessage, ...]
+    position: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,7 +375,9 @@ class BulkResult:
         saved: Number of messages stored, new or replaced.
         unchanged: Number of messages that were already stored and equal.
         skipped: Number of messages not stored; see `BulkAck.skipped`.
-        rejected: Invalid messages, ordered by position.
+        rejected: Invalid messages, ordered by their positions in the input.
+        position: The state of the store that has all batches, for the `consistency` of a
+            read; "" if the server tells none.
     """
 
     total: int
@@ -370,6 +385,7 @@ class BulkResult:
     unchanged: int
     skipped: int
     rejected: tuple[RejectedMessage, ...]
+    position: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,7 +395,10 @@ class ExportBatch:
     Attributes:
         messages: The messages, ordered by the UTF-8 bytes of the id.
         resume_token: Continues the export after this batch.
+        position: The state that the read has seen, for the `consistency` of another
+            read; "" if the server tells none.
     """
 
     messages: tuple[Message, ...]
     resume_token: str
+    position: str = ""

@@ -84,11 +84,14 @@ class AppendResult:
             write.
         saved: One result per message, in the order given.
         durable_on: The stores that have committed the messages.
+        position: The state of the store that has the write, for the `consistency` of a
+            read; "" if the server tells none.
     """
 
     session: Session
     saved: tuple[SavedMessage, ...]
     durable_on: frozenset[Store]
+    position: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +104,11 @@ class TruncateResult:
             `message_count` is 0.
         complete: False if an earlier attempt of the call, whose response was
             lost, may have removed messages that are not in `removed`.
+        position: The state of the store that has the write, for the `consistency` of a
+            read; "" if the server tells none.
     """
 
     removed: tuple[Message, ...]
     session: Session
     complete: bool = True
+    position: str = ""

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from sagastore._arguments import checked
 from sagastore._async_files import AsyncFileClient
+from sagastore._consistency import Consistency
 from sagastore._enums import Durability
 from sagastore._file_model import File, FileSaveResult
 from sagastore._portal import Portal
@@ -76,18 +77,21 @@ class FileClient:
         )
 
     @checked
-    def get(self, id: str, *, timeout: float | None = None) -> File:
+    def get(
+        self, id: str, *, consistency: Consistency | str | None = None, timeout: float | None = None
+    ) -> File:
         """Read one file record.
 
         Args:
             id: The record's id.
+            consistency: Which state the read must see; None: as `reads` of the client.
             timeout: Total seconds; None for the client's timeout.
 
         Raises:
             NotFoundError: No record has the id.
             InvalidArgumentError: The id is empty or too long.
         """
-        return self._portal.run(self._async.get(id, timeout=timeout))
+        return self._portal.run(self._async.get(id, consistency=consistency, timeout=timeout))
 
     @checked
     def list(
@@ -96,6 +100,7 @@ class FileClient:
         *,
         page_size: int = 0,
         page_token: str = "",
+        consistency: Consistency | str | None = None,
         timeout: float | None = None,
     ) -> Pager[File]:
         """List file records, newest first: by the time of upload, then by id.
@@ -104,13 +109,20 @@ class FileClient:
             tags: Tags that the record must have.
             page_size: Records per page: 0 means 50, above 500 means 500.
             page_token: Where to start: the `next_page_token` of a page.
+            consistency: Which state each page must see; None: as `reads` of the client.
             timeout: Seconds for each page; None for the client's timeout.
 
         Raises:
             InvalidArgumentError: A tag is too long, the page size is negative,
                 or the token belongs to another request.
         """
-        pager = self._async.list(tags, page_size=page_size, page_token=page_token, timeout=timeout)
+        pager = self._async.list(
+            tags,
+            page_size=page_size,
+            page_token=page_token,
+            consistency=consistency,
+            timeout=timeout,
+        )
         return Pager(lambda token: self._portal.run(pager.page(token)), page_token)
 
     @checked

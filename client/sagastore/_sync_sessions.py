@@ -11,6 +11,7 @@ from typing import Any
 
 from sagastore._arguments import checked
 from sagastore._async_sessions import DELETE_TIMEOUT, AsyncSessionClient
+from sagastore._consistency import Consistency
 from sagastore._enums import Durability
 from sagastore._model import Message
 from sagastore._portal import Portal
@@ -92,18 +93,27 @@ class SessionClient:
         )
 
     @checked
-    def get(self, session_id: str, *, timeout: float | None = None) -> Session:
+    def get(
+        self,
+        session_id: str,
+        *,
+        consistency: Consistency | str | None = None,
+        timeout: float | None = None,
+    ) -> Session:
         """Read one session, without its messages; `Client.list` reads those.
 
         Args:
             session_id: The session; at most 256 characters.
+            consistency: Which state the read must see; None: as `reads` of the client.
             timeout: Total seconds; None for the client's timeout.
 
         Raises:
             NotFoundError: The session does not exist.
             InvalidArgumentError: The id is too long.
         """
-        return self._portal.run(self._async.get(session_id, timeout=timeout))
+        return self._portal.run(
+            self._async.get(session_id, consistency=consistency, timeout=timeout)
+        )
 
     @checked
     def list(
@@ -117,6 +127,7 @@ class SessionClient:
         title_prefix: str | None = None,
         page_size: int = 0,
         page_token: str = "",
+        consistency: Consistency | str | None = None,
         timeout: float | None = None,
     ) -> Pager[Session]:
         """List the sessions that match all conditions, the most recently active first.
@@ -138,6 +149,7 @@ class SessionClient:
                 None for any title.
             page_size: Sessions per page: 0 means 50, above 500 means 500.
             page_token: Where to start: the `next_page_token` of a page.
+            consistency: Which state each page must see; None: as `reads` of the client.
             timeout: Seconds for each page; None for the client's timeout.
 
         Raises:
@@ -153,6 +165,7 @@ class SessionClient:
             title_prefix=title_prefix,
             page_size=page_size,
             page_token=page_token,
+            consistency=consistency,
             timeout=timeout,
         )
         return Pager(lambda token: self._portal.run(pager.page(token)), page_token)

@@ -19,7 +19,7 @@ def _save(cli: Sagastore, id: str, content: str = "hello world", *more: str) -> 
 def test_save_prints_id_revision_and_created(cli: Sagastore) -> None:
     args = ("save", "--provider", "openai", "--role", "user", "--id", "save-1", "hello")
     first = cli.json(*args)
-    assert list(first) == ["id", "revision", "created", "durable_on"]
+    assert list(first) == ["id", "revision", "created", "durable_on", "position"]
     assert first == first | {"id": "save-1", "created": True, "durable_on": ["sqlite"]}
     again = cli.json(*args)
     assert again == first | {"created": False}

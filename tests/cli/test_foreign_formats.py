@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from sagastore.cli.failures import CommandError
+from sagastore.commandline.exit_status import ExitStatus
 from sagastore.importers import open_source
+from tests.cli.command import Sagastore
 
 MESSAGE = {"provider": "openai", "role": "user", "content": "Hi, é\n", "session_id": "s"}
 LINE = json.dumps(MESSAGE, ensure_ascii=False).encode() + b"\n"
@@ -196,6 +198,27 @@ def test_command_of_the_error_imports_the_file(name: str, tmp_path: Path) -> Non
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
     _check_conversion(command, given, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (FORMATS["indented array"].content, ExitStatus.INCOMPLETE),
+        (b"PAR1 rest", ExitStatus.INCOMPLETE),
+        (b"\x00\x01\x02", ExitStatus.INCOMPLETE),
+        (b"", ExitStatus.INCOMPLETE),
+        (b"\x1f\x8b\x08garbage", ExitStatus.FAILED),
+        (None, ExitStatus.FAILED),
+    ],
+)
+def test_file_of_which_nothing_can_be_stored_is_an_incomplete_import(
+    cli: Sagastore, tmp_path: Path, content: bytes | None, status: ExitStatus
+) -> None:
+    """A file that cannot be read is a failure instead."""
+    path = tmp_path / "file"
+    if content is not None:
+        path.write_bytes(content)
+    assert cli.run("import", path).returncode == status
 
 
 def _check_conversion(command: str, given: Format, folder: Path) -> None:

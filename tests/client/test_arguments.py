@@ -53,6 +53,8 @@ WRONG: dict[str, list[Any]] = {
     "OnConflict | str": [None, 5, "newest", ["skip"], "unknown", "", Thing()],
     "Order | str": [None, 5, "newset", ["newest"], "unknown", "", Thing()],
     "Phase | str": [None, 55, "newest", ["backfill"], "unknown", "", Thing()],
+    "Reads | str": [None, 5, "newest", ["session"], "unknown", "", Thing()],
+    "Consistency | str | None": [5, b"x", ["latest"], "newest", "session", "x" * 600, Thing()],
     "Callable[[BulkProgress], object] | None": [5, "x", Thing()],
     "str | Sequence[str]": [None, 5, b"x", [5], [None], [], "", "a b", ["a:0"], Thing()],
     "TLS | bool": [None, 5, "ca.pem", Thing()],
@@ -64,6 +66,7 @@ WRONG["Iterable[Message] | AsyncIterable[Message]"] = WRONG["Iterable[Message]"]
 MORE: dict[str, list[Any]] = {
     "count": [-1],
     "max_in_flight": [0, -1],
+    "position": ["latest", "any_replica", "x" * 19, " " * 28, "é" * 28],
 }
 """Further wrong values of single parameters."""
 
@@ -76,6 +79,7 @@ REQUIRED: dict[str, Any] = {
     "session_id": "s",
     "phase": "backfill",
     "count": 5,
+    "position": "",
     "target": "127.0.0.1:1",
 }
 """Valid values of the other parameters."""
@@ -152,7 +156,7 @@ async def drive(client: AsyncClient, call: Call) -> None:
     result = method(**prepared(method, call))
     if inspect.isawaitable(result):
         await result
-    else:
+    elif result is not None:
         async for _ in result:
             break
 

@@ -33,6 +33,7 @@ NAMES = [
     "BulkProgress",
     "BulkResult",
     "Client",
+    "Consistency",
     "DeadlineExceededError",
     "Durability",
     "ExportBatch",
@@ -57,6 +58,7 @@ NAMES = [
     "Phase",
     "PreconditionViolation",
     "QuarantinedRow",
+    "Reads",
     "RejectedMessage",
     "ResourceExhaustedError",
     "RetryPolicy",
@@ -97,6 +99,8 @@ METHODS = [
     "health",
     "list",
     "migration",
+    "observe",
+    "position",
     "save",
     "search",
     "sessions",
@@ -152,7 +156,8 @@ def test_both_clients_have_the_same_parameters(name: str) -> None:
     own = (sagastore.AsyncClient, sagastore.Client, [name])
     asynchronous, blocking, methods = groups.get(name, own)
     pairs = [(getattr(asynchronous, n), getattr(blocking, n)) for n in methods]
-    for left, right in pairs:
+    for both in pairs:
+        left, right = (getattr(method, "fget", method) for method in both)
         ours, theirs = inspect.signature(left).parameters, inspect.signature(right).parameters
         assert list(ours) == list(theirs)
         for parameter in ours:

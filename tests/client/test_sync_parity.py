@@ -29,10 +29,14 @@ BLOCKING_TYPES = [
 
 
 def public_methods(kind: type) -> dict[str, Callable[..., Any]]:
-    """Return the public methods of a class, by the name that they have when blocking."""
+    """Return the public methods of a class, by the name that they have when blocking.
+
+    A property counts as the method that returns its value.
+    """
     names = [name for name in dir(kind) if not name.startswith("_")]
     names += [name for pair in SPECIAL.items() for name in pair if hasattr(kind, name)]
-    return {SPECIAL.get(name, name): getattr(kind, name) for name in names}
+    found = {SPECIAL.get(name, name): getattr(kind, name) for name in names}
+    return {name: getattr(method, "fget", method) for name, method in found.items()}
 
 
 def blocking_type(annotation: str) -> str:

@@ -373,7 +373,10 @@ def test_command_names_the_option(ports: Ports, pki: Pki, tmp_path: Path) -> Non
     cert = ("--tls-cert", str(folder / "client.pem"))
     failed = ExitStatus.FAILED
     belong = "--tls-cert and --tls-key belong together; give both or neither"
-    assert line(*ca, *cert, status=failed) == belong
+    for one in (cert, ("--tls-key", str(folder / "client.key"))):
+        assert line(*ca, *one, status=ExitStatus.USAGE) == (
+            f"{belong}; for help, run: sagastore get -h"
+        )
     mismatch = line(*ca, *cert, "--tls-key", str(folder / "other.key"), status=failed)
     assert mismatch.startswith(f"--tls-key: {folder}/other.key does not match the first cert")
     assert line("--tls") == (

@@ -23,6 +23,7 @@ from sagastore.cli.option_values import (
 from sagastore.cli.service import service
 from sagastore.cli.sessions import sessions
 from sagastore.cli.shared_options import (
+    ConsistencyOption,
     DeleteGuard,
     DurabilityOption,
     Limit,
@@ -156,11 +157,13 @@ def save(
 def get(
     ctx: typer.Context,
     ids: Annotated[list[str], typer.Argument(metavar="ID", help="Ids of messages.")],
+    *,
+    consistency: ConsistencyOption = None,
 ) -> Job:
     """Show all fields of messages by id."""
     from sagastore.cli import read_commands
 
-    return read_commands.get(ctx.obj, ids)
+    return read_commands.get(ctx.obj, ids, consistency)
 
 
 @command(
@@ -179,11 +182,14 @@ def list_(
     *,
     newest: Annotated[bool, typer.Option("--newest", help="Newest first.")] = False,
     limit: Limit = 0,
+    consistency: ConsistencyOption = None,
 ) -> Job:
     """Show the messages of a session with their places in it, oldest first."""
     from sagastore.cli import read_commands
 
-    return read_commands.list_session(ctx.obj, session, newest_first=newest, limit=limit)
+    return read_commands.list_session(
+        ctx.obj, session, newest_first=newest, limit=limit, consistency=consistency
+    )
 
 
 @command(
@@ -254,6 +260,7 @@ def search(
     ] = None,
     order: Annotated[Order, typer.Option(help="By relevance, or by time.")] = Order.relevance,
     limit: Limit = 20,
+    consistency: ConsistencyOption = None,
 ) -> Job:
     """Find messages by words and filters.
 
@@ -274,6 +281,7 @@ def search(
         end=until,
         metadata=metadata,
         order=order.value,
+        consistency=consistency,
     )
 
 
@@ -393,6 +401,7 @@ def export(
     ],
     *,
     restart: Restart = False,
+    consistency: ConsistencyOption = None,
 ) -> Job:
     """Write all messages to a file, as JSON Lines in the order of their ids.
 
@@ -402,4 +411,4 @@ def export(
     """
     from sagastore.cli import export_command
 
-    return export_command.export_file(ctx.obj, file, restart=restart)
+    return export_command.export_file(ctx.obj, file, restart=restart, consistency=consistency)

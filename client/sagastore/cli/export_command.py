@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from sagastore import AsyncClient, SagaStoreError
+from sagastore import AsyncClient, Consistency, SagaStoreError
 from sagastore.cli import records
 from sagastore.cli.daemon_thread import run_in_daemon_thread
 from sagastore.cli.failures import CommandError, StoppedError, complain, explain
@@ -86,10 +86,12 @@ class _Stream:
         await run_in_daemon_thread(self._opened)
 
 
-async def export_file(settings: Settings, file: str, *, restart: bool) -> int:
+async def export_file(
+    settings: Settings, file: str, *, restart: bool, consistency: Consistency | None
+) -> int:
     """Write all messages in the order of first storage; return the exit status."""
     sink = _sink(settings, file, restart=restart)
-    export = _Export(settings, sink)
+    export = _Export(settings, sink, consistency)
     async with settings.client() as client:
         await export.run(client)
     export.show_summary(to_stdout=file == "-")
@@ -115,9 +117,10 @@ def _sink(settings: Settings, file: str, *, restart: bool) -> _Sink:
 class _Export:
     """One run of an export."""
 
-    def __init__(self, settings: Settings, sink: _Sink) -> None:
+    def __init__(self, settings: Settings, sink: _Sink, consistency: Consistency | None) -> None:
         self._settings = settings
         self._sink = sink
+        self._consistency = consistency
         self._messages = self._before = self._bytes = 0
         self._begun = time.monotonic()
 
@@ -157,7 +160,9 @@ class _Export:
             meter.close()
 
     async def _transfer(self, client: AsyncClient, resume_token: str, meter: Meter) -> None:
-        batches = export_lines(client, resume_token, self._settings.stream_timeout)
+        batches = export_lines(
+            client, resume_token, self._settings.stream_timeout, self._consistency
+        )
         async with aclosing(batches):
             async for batch in batches:
                 await self._sink.write(batch)

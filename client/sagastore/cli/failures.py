@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import typer
 
@@ -26,6 +26,7 @@ from sagastore.errors import (
 __all__ = [
     "CommandError",
     "StoppedError",
+    "UnsupportedFormatError",
     "complain",
     "execute",
     "explain",
@@ -39,6 +40,7 @@ _PROGRAM = "sagastore"
 
 # Argument names in errors of the library, and the names of the options.
 _OPTION_NAMES = (
+    ("consistency.at_least", "--consistency"),
     ("leave out tls", "leave out --tls"),
     ("check TLS(ca=..., cert=..., key=...)", "check --tls-ca, --tls-cert and --tls-key"),
     ("see TLS(ca=...)", "see --tls-ca"),
@@ -57,6 +59,9 @@ class CommandError(Exception):
         command: A command that helps; printed after the line.
     """
 
+    status: ClassVar = ExitStatus.FAILED
+    """The exit status without a cause."""
+
     def __init__(
         self, text: str, cause: SagaStoreError | None = None, *, command: Sequence[str] = ()
     ) -> None:
@@ -64,6 +69,12 @@ class CommandError(Exception):
         super().__init__(text)
         self.cause = cause
         self.command = tuple(command)
+
+
+class UnsupportedFormatError(CommandError):
+    """The file to import has another format, so nothing of it was stored."""
+
+    status: ClassVar = ExitStatus.INCOMPLETE
 
 
 class StoppedError(Exception):
@@ -116,7 +127,7 @@ def failure_of(error: Exception) -> Failure:
     if isinstance(error, CommandError):
         if error.cause is not None:
             return _failure(str(error), error.cause, error.command)
-        return Failure(str(error), reason="COMMAND_FAILED", command=error.command)
+        return Failure(str(error), error.status, reason="COMMAND_FAILED", command=error.command)
     return unexpected(error)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import typer
 
-from sagastore import File, NotFoundError
+from sagastore import Consistency, File, NotFoundError
 from sagastore.cli import records
 from sagastore.cli.failures import CommandError, show_error
 from sagastore.cli.limited_output import note, note_more, page_size, print_some
@@ -35,7 +35,9 @@ class Draft(NamedTuple):
     metadata: Mapping[str, Any]
 
 
-async def list_files(settings: Settings, tags: Sequence[str], limit: int) -> int:
+async def list_files(
+    settings: Settings, tags: Sequence[str], limit: int, consistency: Consistency | None
+) -> int:
     """Print the file records that have all tags."""
     found: list[File] = []
 
@@ -46,7 +48,7 @@ async def list_files(settings: Settings, tags: Sequence[str], limit: int) -> int
             found.append(file)
 
     async with settings.client() as client:
-        pager = client.files.list(tags, page_size=page_size(limit))
+        pager = client.files.list(tags, page_size=page_size(limit), consistency=consistency)
         shown, more = await print_some(pager, limit, keep)
     if found:
         from sagastore.cli import file_view
@@ -60,10 +62,10 @@ async def list_files(settings: Settings, tags: Sequence[str], limit: int) -> int
     return 0
 
 
-async def show(settings: Settings, id: str) -> int:
+async def show(settings: Settings, id: str, consistency: Consistency | None) -> int:
     """Print a file record."""
     async with settings.client() as client:
-        file = await client.files.get(id)
+        file = await client.files.get(id, consistency=consistency)
     if settings.as_json:
         print_json(records.document(records.file_record(file)))
         return 0
@@ -84,7 +86,7 @@ async def delete(settings: Settings, ids: Sequence[str], *, if_revision: int | N
             except NotFoundError as exc:
                 status = show_error(exc)
             else:
-                print_deleted(settings, id)
+                print_deleted(settings, id, client.position)
     return status
 
 

@@ -9,7 +9,13 @@ import typer
 
 from sagastore.cli.common_options import Job, command, group
 from sagastore.cli.option_values import Durability, json_object, point_in_time
-from sagastore.cli.shared_options import DeleteGuard, DurabilityOption, Limit, SaveGuard
+from sagastore.cli.shared_options import (
+    ConsistencyOption,
+    DeleteGuard,
+    DurabilityOption,
+    Limit,
+    SaveGuard,
+)
 
 __all__ = ["files"]
 
@@ -38,11 +44,12 @@ def list_(
         typer.Option(metavar="TAG", help="Has this tag; repeat for several tags."),
     ] = None,
     limit: Limit = 20,
+    consistency: ConsistencyOption = None,
 ) -> Job:
     """List file records, the most recently uploaded first."""
     from sagastore.cli import file_commands
 
-    return file_commands.list_files(ctx.obj, tag or (), limit)
+    return file_commands.list_files(ctx.obj, tag or (), limit, consistency)
 
 
 @command(
@@ -57,11 +64,13 @@ def list_(
 def show(
     ctx: typer.Context,
     id: Annotated[str, typer.Argument(metavar="ID", help="Id of the record.")],
+    *,
+    consistency: ConsistencyOption = None,
 ) -> Job:
     """Show all fields of a file record, and the text of the file."""
     from sagastore.cli import file_commands
 
-    return file_commands.show(ctx.obj, id)
+    return file_commands.show(ctx.obj, id, consistency)
 
 
 @command(

@@ -362,4 +362,5 @@ class _Import:
             messages_per_second=read / seconds if seconds > 0 else 0.0,
             first_rejects=self._rejects.first,
             rejects_file=None if self._options.rejects is None else str(self._options.rejects),
+            position=self._client.position,
         )

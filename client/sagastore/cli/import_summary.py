@@ -33,6 +33,7 @@ class Summary:
     messages_per_second: float
     first_rejects: list[list[str]]
     rejects_file: str | None
+    position: str
 
 
 def show(settings: Settings, summary: Summary) -> None:
@@ -55,6 +56,7 @@ def _show_json(summary: Summary) -> None:
             for key, field, reason in summary.first_rejects
         ],
         "rejects_file": summary.rejects_file,
+        "position": summary.position,
     }
     print_json(records.document(values))
 

@@ -12,13 +12,15 @@ from sagastore import _json
 from sagastore.cli.times import parse_moment, parse_time
 
 if TYPE_CHECKING:
-    from sagastore import Phase
+    from sagastore import Consistency, Phase
 
 __all__ = [
     "Durability",
     "OnConflict",
     "Order",
     "PhaseName",
+    "complete_consistency",
+    "consistency",
     "json_object",
     "moment",
     "point_in_time",
@@ -62,6 +64,25 @@ class PhaseName(StrEnum):
         from sagastore import Phase
 
         return Phase.parse(self.value)
+
+
+def consistency(text: str) -> Consistency:
+    """Parse a level of consistency or a position; empty is the latest state.
+
+    Raises:
+        typer.BadParameter: The text is neither.
+    """
+    from sagastore import Consistency, InvalidArgumentError
+
+    try:
+        return Consistency(text)
+    except InvalidArgumentError as exc:
+        raise typer.BadParameter(exc.violations[0].description) from None
+
+
+def complete_consistency(incomplete: str) -> list[str]:
+    """Return the levels that begin with a text, for the completion of the shell."""
+    return [name for name in ("latest", "any_replica") if name.startswith(incomplete)]
 
 
 def point_in_time(text: str) -> datetime:

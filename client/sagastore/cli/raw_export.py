@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from sagastore import AsyncClient
+from sagastore import AsyncClient, Consistency
+from sagastore._async_reads import exported
 from sagastore.commandline.sanitize import json_safe
 from sagastore.v1 import message_pb2, storage_pb2
 
@@ -39,7 +40,10 @@ class Batch(NamedTuple):
 
 
 async def export_lines(
-    client: AsyncClient, resume_token: str, stream_timeout: float
+    client: AsyncClient,
+    resume_token: str,
+    stream_timeout: float,
+    consistency: Consistency | None,
 ) -> AsyncGenerator[Batch, None]:
     """Yield all messages in the order in which they were first stored; resume broken streams.
 
@@ -47,22 +51,17 @@ async def export_lines(
         client: The client.
         resume_token: Where to start: the token of a batch, or "".
         stream_timeout: Maximum seconds between responses.
+        consistency: The state to read; None for the latest.
 
     Raises:
         SagaStoreError: The export failed.
     """
-    token = resume_token
-    responses = client._caller.stream(
-        "Export",
-        lambda endpoint: endpoint.storage.Export,
-        lambda: storage_pb2.ExportRequest(resume_token=token),
-        stream_timeout,
-    )
+    start = storage_pb2.ExportRequest(resume_token=resume_token)
+    responses = exported(client._caller, start, stream_timeout, consistency)
     async with aclosing(responses):
         async for response in responses:
-            token = response.resume_token
             lines = "".join(map(line_of, response.messages))
-            yield Batch(lines.encode(), len(response.messages), token)
+            yield Batch(lines.encode(), len(response.messages), response.resume_token)
 
 
 def line_of(message: message_pb2.Message) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sagastore import (
     AsyncClient,
+    Consistency,
     Message,
     NotFoundError,
     Order,
@@ -27,10 +28,10 @@ from sagastore.commandline.text import counted
 __all__ = ["get", "list_session", "ping", "search"]
 
 
-async def get(settings: Settings, ids: Sequence[str]) -> int:
+async def get(settings: Settings, ids: Sequence[str], consistency: Consistency | None) -> int:
     """Print messages by id."""
     async with settings.client() as client:
-        result = await client.batch_get(ids)
+        result = await client.batch_get(ids, consistency=consistency)
     show = _printer(settings, records.message_line, "whole")
     for message in result.messages:
         show(message)
@@ -40,15 +41,25 @@ async def get(settings: Settings, ids: Sequence[str]) -> int:
 
 
 async def list_session(
-    settings: Settings, session_id: str, *, newest_first: bool, limit: int
+    settings: Settings,
+    session_id: str,
+    *,
+    newest_first: bool,
+    limit: int,
+    consistency: Consistency | None,
 ) -> int:
     """Print the messages of a session."""
     async with settings.client() as client:
-        pager = client.list(session_id, newest_first=newest_first, page_size=page_size(limit))
+        pager = client.list(
+            session_id,
+            newest_first=newest_first,
+            page_size=page_size(limit),
+            consistency=consistency,
+        )
         if settings.as_json:
             show = _printer(settings, records.message_line, "whole")
         else:
-            last = await _message_count(client, session_id) if newest_first else None
+            last = await _message_count(client, session_id, consistency) if newest_first else None
             show = _numbered(last)
         shown, more = await print_some(pager, limit, show)
     if not settings.as_json:
@@ -59,10 +70,12 @@ async def list_session(
     return 0
 
 
-async def _message_count(client: AsyncClient, session_id: str) -> int:
+async def _message_count(
+    client: AsyncClient, session_id: str, consistency: Consistency | None
+) -> int:
     """Return the place of the newest message in its session."""
     try:
-        return (await client.sessions.get(session_id)).message_count
+        return (await client.sessions.get(session_id, consistency=consistency)).message_count
     except NotFoundError:
         return 0
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from sagastore import AbortedError, AsyncClient, Message, Session
+from sagastore import AbortedError, AsyncClient, Consistency, Message, Session
 from sagastore._async_sessions import DELETE_TIMEOUT
 from sagastore.cli import confirmation, records
 from sagastore.cli.failures import CommandError
@@ -45,11 +45,13 @@ async def list_sessions(settings: Settings, limit: int, **conditions: Any) -> in
     return 0
 
 
-async def show(settings: Settings, session_id: str, count: int) -> int:
+async def show(
+    settings: Settings, session_id: str, count: int, consistency: Consistency | None
+) -> int:
     """Print a session and its last messages."""
     async with settings.client() as client:
-        session = await client.sessions.get(session_id)
-        messages = await _last_messages(client, session_id, count)
+        session = await client.sessions.get(session_id, consistency=consistency)
+        messages = await _last_messages(client, session_id, count, consistency)
     if settings.as_json:
         document = records.session_record(session)
         document["messages"] = list(map(records.message_record, messages))
@@ -66,9 +68,11 @@ async def show(settings: Settings, session_id: str, count: int) -> int:
     return 0
 
 
-async def _last_messages(client: AsyncClient, session_id: str, count: int) -> list[Message]:
+async def _last_messages(
+    client: AsyncClient, session_id: str, count: int, consistency: Consistency | None
+) -> list[Message]:
     """Return the last messages of a session, oldest first."""
-    pager = client.list(session_id, newest_first=True, page_size=count)
+    pager = client.list(session_id, newest_first=True, page_size=count, consistency=consistency)
     return [message async for message in pager.limit(count)][::-1]
 
 
@@ -102,7 +106,12 @@ async def _delete(settings: Settings, session_id: str, if_revision: int | None) 
     async with settings.client() as client:
         deleted = await client.sessions.delete(session_id, if_revision=if_revision, timeout=timeout)
     if settings.as_json:
-        values = {"session_id": session_id, "deleted": True, "deleted_messages": deleted}
+        values = {
+            "session_id": session_id,
+            "deleted": True,
+            "deleted_messages": deleted,
+            "position": client.position,
+        }
         print_json(records.document(values))
         return 0
     from sagastore.cli.console import screen
@@ -117,7 +126,8 @@ async def rename(settings: Settings, session_id: str, title: str) -> int:
     async with settings.client() as client:
         session = await _renamed(client, session_id, title)
     if settings.as_json:
-        print_json(records.document(records.session_record(session)))
+        document = records.session_record(session) | {"position": client.position}
+        print_json(records.document(document))
         return 0
     from sagastore.cli import session_view
     from sagastore.cli.console import screen

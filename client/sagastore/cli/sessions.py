@@ -9,7 +9,7 @@ import typer
 
 from sagastore.cli.common_options import Job, command, group
 from sagastore.cli.option_values import json_object, moment
-from sagastore.cli.shared_options import DeleteGuard, Limit, Yes
+from sagastore.cli.shared_options import ConsistencyOption, DeleteGuard, Limit, Yes
 
 __all__ = ["sessions"]
 
@@ -82,6 +82,7 @@ def list_(
         ),
     ] = None,
     limit: Limit = 20,
+    consistency: ConsistencyOption = None,
 ) -> Job:
     """List sessions, the most recently active first.
 
@@ -98,6 +99,7 @@ def list_(
         metadata=metadata,
         provider=provider,
         title_prefix=title,
+        consistency=consistency,
     )
 
 
@@ -117,6 +119,7 @@ def show(
     messages: Annotated[
         int, typer.Option(metavar="N", min=0, help="Number of last messages; 0: none.")
     ] = 10,
+    consistency: ConsistencyOption = None,
 ) -> Job:
     """Show the fields of a session and its last messages, oldest first.
 
@@ -125,7 +128,7 @@ def show(
     """
     from sagastore.cli import session_commands
 
-    return session_commands.show(ctx.obj, id, messages)
+    return session_commands.show(ctx.obj, id, messages, consistency)
 
 
 @command(

@@ -20,6 +20,7 @@ __all__ = ["DEFAULT_TARGET", "Settings"]
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 _TARGET = "--target: "
+_PAIR = "--tls-cert and --tls-key belong together"
 _CALL_SECONDS = 10.0
 _STREAM_SECONDS = 60.0
 
@@ -60,8 +61,8 @@ class Settings:
         """Return a client for these settings.
 
         Raises:
-            typer.BadParameter: The target is not an address.
-            CommandError: The settings are inconsistent, or a file cannot be read.
+            typer.BadParameter: The target is not an address, or an option lacks another one.
+            CommandError: A file cannot be used, or the token would be sent in plain text.
         """
         from sagastore import AsyncClient
         from sagastore.cli.retry_notice import show_retries
@@ -78,7 +79,7 @@ class Settings:
             )
         except ValueError as exc:
             text = _with_option_names(str(exc))
-            if text.startswith(_TARGET):
+            if text.startswith((_TARGET, _PAIR)):
                 raise typer.BadParameter(text) from None
             raise CommandError(text) from None
 

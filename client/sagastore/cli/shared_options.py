@@ -5,13 +5,22 @@ Apart from `common_options`, because not every command has them.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from sagastore.cli.option_values import Durability
+from sagastore.cli.option_values import Durability, complete_consistency, consistency
 
-__all__ = ["DeleteGuard", "DurabilityOption", "Limit", "Restart", "SaveGuard", "TempLimit", "Yes"]
+__all__ = [
+    "ConsistencyOption",
+    "DeleteGuard",
+    "DurabilityOption",
+    "Limit",
+    "Restart",
+    "SaveGuard",
+    "TempLimit",
+    "Yes",
+]
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 Limit = Annotated[int, typer.Option(metavar="N", min=0, help="Maximum number; 0: all.")]
@@ -39,6 +48,17 @@ SaveGuard = Annotated[
         metavar="N",
         min=0,
         help="Save only if this is the stored revision; 0: only if the id is new.",
+    ),
+]
+ConsistencyOption = Annotated[
+    Any,
+    typer.Option(
+        metavar="LEVEL",
+        parser=consistency,
+        autocompletion=complete_consistency,
+        show_default=False,
+        help="State to read: latest (default), any_replica, or the position that a command "
+        "printed with --json.",
     ),
 ]
 DurabilityOption = Annotated[

@@ -78,6 +78,7 @@ def print_result(settings: Settings, result: SaveResult | FileSaveResult) -> Non
             "revision": result.revision,
             "created": result.created,
             "durable_on": stores,
+            "position": result.position,
         }
         print_json(records.document(values))
         return
@@ -98,14 +99,14 @@ async def delete(settings: Settings, ids: Sequence[str], *, if_revision: int | N
             except NotFoundError as exc:
                 status = show_error(exc)
             else:
-                print_deleted(settings, id)
+                print_deleted(settings, id, client.position)
     return status
 
 
-def print_deleted(settings: Settings, id: str) -> None:
-    """Print that an id was deleted."""
+def print_deleted(settings: Settings, id: str, position: str) -> None:
+    """Print that an id was deleted, and for programs the position of the deletion."""
     if settings.as_json:
-        print_json(records.document({"id": id, "deleted": True}))
+        print_json(records.document({"id": id, "deleted": True, "position": position}))
         return
     from sagastore.cli.console import screen
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from sagastore.cli.failures import CommandError
+from sagastore.cli.failures import CommandError, UnsupportedFormatError
 
 __all__ = ["HEAD_BYTES", "check_format", "explain_damage"]
 
@@ -152,7 +152,7 @@ def check_format(name: str, head: bytes, path: Path | None) -> None:
         path: The file; None if it cannot be read again.
 
     Raises:
-        CommandError: It has another format; the error names it, and says what to do.
+        UnsupportedFormatError: It has another format; the error names it, and says what to do.
     """
     shown = "FILE" if path is None else shlex.quote(name)
     _check_archive(name, head, path, shown)
@@ -189,7 +189,9 @@ def _trailing(name: str, what: str, command: str) -> CommandError:
 
 
 def _refuse(name: str, what: str, command: str) -> None:
-    raise CommandError(f"{name} is {what}; import it with: {command} | sagastore import -")
+    raise UnsupportedFormatError(
+        f"{name} is {what}; import it with: {command} | sagastore import -"
+    )
 
 
 def _check_archive(name: str, head: bytes, path: Path | None, shown: str) -> None:
@@ -241,11 +243,13 @@ def _check_binary(name: str, head: bytes, shown: str) -> None:
             _refuse(name, f"{what} text", f"iconv -f {encoding} -t UTF-8 {shown}")
     for mark, what in _OTHERS:
         if head.startswith(mark):
-            raise CommandError(
+            raise UnsupportedFormatError(
                 f"{name} is {what}; convert it to JSON Lines, one message per line: {_EXAMPLE}"
             )
     if head.startswith(_LOGS):
-        raise CommandError(f"{name} is a log of a SQLite database; import the database itself")
+        raise UnsupportedFormatError(
+            f"{name} is a log of a SQLite database; import the database itself"
+        )
 
 
 def _jq(program: str, shown: str) -> str:
@@ -271,12 +275,14 @@ def _refuse_array(name: str, start: bytes, shown: str) -> None:
     if chats is not None:
         _refuse(name, chats.name, _jq(chats.program, shown))
     if not keys >= _MESSAGE:
-        raise CommandError(
+        raise UnsupportedFormatError(
             f"{name} is a JSON array, but not of messages; import takes one message per line: "
             f"{_EXAMPLE}"
         )
     command = f"jq -c '.[]' {shown} | sagastore import -"
-    raise CommandError(f"{name} is a JSON array; import expects one object per line: {command}")
+    raise UnsupportedFormatError(
+        f"{name} is a JSON array; import expects one object per line: {command}"
+    )
 
 
 def _check_objects(name: str, start: bytes, shown: str) -> None:
@@ -298,7 +304,7 @@ def _check_objects(name: str, start: bytes, shown: str) -> None:
     if what and keys >= _MESSAGE:
         _refuse(name, f"{what}, and import expects one message per line", f"jq -c . {shown}")
     if what:
-        raise CommandError(
+        raise UnsupportedFormatError(
             f"{name} is {what}, but not a message; import takes one message per line: {_EXAMPLE}"
         )
 
@@ -315,17 +321,17 @@ def _refuse_text(name: str, start: bytes, shown: str) -> None:
         what = {",": "CSV", ";": "CSV with semicolons", "\t": "tab-separated text"}[delimiter]
         option = "" if delimiter == "," else f", delimiter={delimiter!r}"
         program = shlex.quote(_CSV.replace("{}", option))
-        raise CommandError(
+        raise UnsupportedFormatError(
             f"{name} is {what}; if its columns are named provider, role, content, session_id and"
             f" timestamp, import it with: python3 -c {program} < {shown} | sagastore import -"
         )
     if re.match(r"(?i)<!doctype html|<html", text):
-        raise CommandError(f"{name} is an HTML page; export the conversations as JSON")
+        raise UnsupportedFormatError(f"{name} is an HTML page; export the conversations as JSON")
     if text.startswith("<?xml"):
-        raise CommandError(
+        raise UnsupportedFormatError(
             f"{name} is XML; convert it to JSON Lines, one message per line: {_EXAMPLE}"
         )
-    raise CommandError(
+    raise UnsupportedFormatError(
         f"{name} is neither JSON Lines nor a SQLite database: it starts with "
         f"{start[:20].decode('utf-8', 'backslashreplace')!r}; import takes one message per line: "
         f"{_EXAMPLE}"

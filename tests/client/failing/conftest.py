@@ -24,3 +24,10 @@ async def client(script: Script) -> AsyncIterator[AsyncClient]:
     """Connect to the scripted server, with hardly any wait between attempts."""
     async with AsyncClient(script.address, retry=QUICK) as client:
         yield client
+
+
+@pytest.fixture
+async def session(script: Script) -> AsyncIterator[AsyncClient]:
+    """Connect a client whose reads see at least what it has seen."""
+    async with AsyncClient(script.address, retry=QUICK, reads="session") as client:
+        yield client
