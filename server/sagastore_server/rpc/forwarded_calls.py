@@ -1,8 +1,8 @@
 """Forwarded calls, as the server that receives them sees them.
 
-The header `FORWARDED_KEY` has two words: the identity of the store that the call is meant for (`ANY`
-if the forwarder does not know it), and the address of the client. Any client can send it, so it
-grants nothing: it is a reason to refuse a call, and a remark in the audit trail.
+The header `FORWARDED_KEY` has two words: the identity of the store that the call is meant for
+(`ANY` if the forwarder does not know it), and the address of the client. Any client can send it, so
+it grants nothing: it is a reason to refuse a call, and a remark in the audit trail.
 """
 
 from __future__ import annotations

@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 
 from sagastore_server.interfaces.errors import HolderLostError, HolderUnreachableError
 from sagastore_server.interfaces.forwarding import ForwardingCounts, ForwardingState
+from sagastore_server.interfaces.tls import ClientTlsMaterial
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.rpc.admission import Context
 from sagastore_server.rpc.forwarded_calls import mark
 from sagastore_server.rpc.holder_connection import (
     ForwardedStatusError,
     HolderConnection,
-    HolderTls,
     Target,
 )
 from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor, awaited
@@ -57,7 +57,7 @@ _TRACE = ("traceparent", "tracestate")
 class ForwardingOptions(NamedTuple):
     """Options of `Forwarding`."""
 
-    tls: HolderTls | None = None
+    tls: ClientTlsMaterial | None = None
     """How to connect to the holder; None: in plain text."""
     tracer: Tracer = NO_TRACER
 

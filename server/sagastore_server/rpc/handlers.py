@@ -43,7 +43,7 @@ from sagastore_server.storage.errors import InvalidRequestError
 from sagastore_server.storage.limits import MAX_PAGE_BYTES
 
 UnaryMethod = Callable[..., Awaitable[Message | bytes]]
-StreamMethod = Callable[[Any], AsyncIterator[Message]]
+StreamMethod = Callable[[Any], AsyncIterator[Message | bytes]]
 Handler = Callable[[Any, Context], Awaitable[Any]]
 TimeLeft = Callable[[], float | None]
 """Returns the seconds until the deadline of a call; None: it has no deadline."""
@@ -216,18 +216,17 @@ class _Dispatcher:
                 with _counted(admission.lifecycle, own_trait):
                     admission.admit(record, context, role)
                     place = admission.acquire_stream(record, context)
-                    raw = (
+                    raw: bytes | AsyncIterator[bytes] = (
                         messages(receive, admission, context, place)
                         if method.client_streaming
                         else await receive(context, place)
                     )
-                    responses, trait = await self._forwarded(name, raw, context), own_trait
-                    if responses is not None:
-                        trait = own_trait or _Trait.INTERRUPTIBLE
-                    elif method.client_streaming:
-                        responses = target(parsed(raw, parse))
-                    else:
-                        responses = target(_valid(await parse(raw)))
+                    trait = own_trait
+                    responses = await self._forwarded(name, raw, context)
+                    if responses is None:
+                        responses = await _answered(target, raw, parse)
+                    elif trait is None:
+                        trait = _Trait.INTERRUPTIBLE
                     async with (
                         _ended_by_drain(admission.lifecycle, trait),
                         admission.revocable(record, context, role),
@@ -235,7 +234,7 @@ class _Dispatcher:
                         await self._write_all(responses, context, place, may_refuse=may_refuse)
                 record.code = "OK"
             except Exception as exc:  # noqa: BLE001 - every error has a status
-                raw = responses = None
+                raw = responses = None  # type: ignore[assignment]
                 await self._responder.refuse(context, record, exc)
             finally:
                 admission.record_end(record, _code(record, context), began, context)
@@ -244,7 +243,7 @@ class _Dispatcher:
 
     async def _forwarded(
         self, name: str, requests: bytes | AsyncIterator[bytes], context: Context
-    ) -> AsyncIterator[bytes] | None:
+    ) -> AsyncIterator[Message | bytes] | None:
         """Return the holder's answers to a stream; None if this server must answer."""
         forwarding = self._forwarding
         connection = None if forwarding is None else await forwarding.connected()
@@ -340,6 +339,15 @@ def _responding(target: UnaryMethod) -> Respond:
     if trait is _Trait.SIZED:
         return lambda request, _, place: target(request, place.reserve_answer)
     return lambda request, _, __: target(request)
+
+
+async def _answered(
+    target: StreamMethod, requests: bytes | AsyncIterator[bytes], parse: Parse
+) -> AsyncIterator[Message | bytes]:
+    """Return the answers of ``target`` to one request or to a stream of them."""
+    if isinstance(requests, bytes):
+        return target(_valid(await parse(requests)))
+    return target(parsed(requests, parse))
 
 
 async def _only(request: bytes) -> AsyncIterator[bytes]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -14,6 +14,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
 from sagastore_server.interfaces.errors import HolderLostError
+from sagastore_server.interfaces.tls import ClientTlsMaterial
 from sagastore_server.rpc.forwarded_calls import mark
 from sagastore_server.rpc.lifecycle import ServerDrainingError, ServerStartingError
 from sagastore_server.rpc.status import STATUS_KEY
@@ -55,20 +56,6 @@ class Target(NamedTuple):
     """Identity of the store that it must serve; empty: not known."""
 
 
-class HolderTls(NamedTuple):
-    """Reads the TLS material for connections to the holder; PEM."""
-
-    authorities: Callable[[], bytes]
-    """The authorities of the holder's certificate."""
-    certificate: Callable[[], tuple[bytes, bytes] | None]
-    """The private key and the certificate chain of this server as a client; None: none."""
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        """Return credentials for a new connection."""
-        key, chain = self.certificate() or (None, None)
-        return grpc.ssl_channel_credentials(self.authorities(), key, chain)
-
-
 class ForwardedStatusError(Exception):
     """The status with which the holder has ended a call, to be passed on."""
 
@@ -94,7 +81,7 @@ class ForwardedStatusError(Exception):
 class HolderConnection:
     """Connection to one server. Belongs to one event loop."""
 
-    def __init__(self, target: Target, tls: HolderTls | None) -> None:
+    def __init__(self, target: Target, tls: ClientTlsMaterial | None) -> None:
         """Connect to ``target``, with the first probe."""
         self.target = target
         self.answers = False
@@ -120,7 +107,7 @@ class HolderConnection:
         self._channel = (
             aio.insecure_channel(address, options)
             if tls is None
-            else aio.secure_channel(address, tls.credentials(), options)
+            else aio.secure_channel(address, _credentials(tls), options)
         )
         self._unary: dict[str, Any] = {}
         self._streams: dict[str, Any] = {}
@@ -198,7 +185,7 @@ class HolderConnection:
         sender = awaited(_send(call, requests))
         try:
             while (answer := await call.read()) is not aio.EOF:
-                yield answer
+                yield cast("bytes", answer)
         except aio.AioRpcError as exc:
             raise self._error(exc) from None
         except asyncio.CancelledError:
@@ -223,6 +210,10 @@ class HolderConnection:
             "during the call; whether it took effect is not known; try again",
             retry_after=_LOST_RETRY_AFTER,
         )
+
+
+def _credentials(tls: ClientTlsMaterial) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(tls.authorities, tls.key, tls.chain)
 
 
 async def _send(call: Any, requests: AsyncIterator[bytes]) -> None:

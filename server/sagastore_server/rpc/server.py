@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 from sagastore.v1 import file_pb2, migration_pb2, session_pb2, storage_pb2
 from sagastore_server.interfaces.access import AccessControl
 from sagastore_server.interfaces.audit import Audit
+from sagastore_server.interfaces.forwarding import ForwardingCounts
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tls import TlsMaterial, TlsSource
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
@@ -283,18 +284,18 @@ class RpcServer:
 
     async def start_accepting(self) -> None:
         """Accept calls from now on; the backend must be open, unless calls are forwarded."""
-        self._lifecycle.start_accepting()
-        if not self._is_forwarding():
-            self._serve()
+        if self._is_forwarding():
+            self._lifecycle.start_accepting()
+        else:
+            self.serve_here()
 
-    async def serve_here(self) -> None:
+    def serve_here(self) -> None:
         """Answer calls from the backend, which is open now, instead of forwarding them."""
         if self._options.forwarding is not None:
             self._options.forwarding.end()
-        if self._lifecycle.state is LifecycleState.ACCEPTING:
-            self._serve()
-
-    def _serve(self) -> None:
+        if self._lifecycle.state is LifecycleState.DRAINING:
+            return
+        self._lifecycle.start_accepting()
         self._session_deletion.start()
         self._health.set(_SERVING)
 
@@ -380,6 +381,11 @@ class RpcServer:
                 "the limit of open files (LimitNOFILE of systemd)",
             ),
         )
+
+    def forwarding_counts(self) -> ForwardingCounts | None:
+        """Return the counts of forwarded calls; None if none was ever forwarded."""
+        forwarding = self._options.forwarding
+        return None if forwarding is None else forwarding.counts
 
     @property
     def calls_in_progress(self) -> int:
