@@ -152,5 +152,5 @@ def _log_change(state: ForwardingState, before: ForwardingState | None) -> None:
     phase = "unknown" if state.phase is None else state.phase.slug
     if state.is_serving:
         _log.info("forwarding", to=state.holder, phase=phase)
-    elif before is None or before.is_serving or before.holder != state.holder:
+    elif state.detail and (before is None or before.is_serving or before.detail != state.detail):
         _log.warning("holder not available", holder=state.holder, reason=state.detail)

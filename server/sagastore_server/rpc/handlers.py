@@ -35,7 +35,7 @@ from sagastore_server.rpc.error_responder import STATUS_TIMEOUT, ErrorResponder
 from sagastore_server.rpc.forwarding import Forwarding
 from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.places import Place
-from sagastore_server.rpc.receiving import messages, parsed, parser, receiver
+from sagastore_server.rpc.receiving import Parse, messages, parsed, parser, receiver
 from sagastore_server.rpc.wire import InvalidText
 from sagastore_server.runtime.supervisor import awaited
 from sagastore_server.runtime.worker_pool import WorkerPool

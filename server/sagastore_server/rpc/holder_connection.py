@@ -88,8 +88,8 @@ class HolderConnection:
         """Whether the last probe was answered."""
         self.is_serving = False
         """Whether the answer was that the server is ready."""
-        self.detail = "not connected yet"
-        """Why the server is not ready; empty if it is."""
+        self.detail = ""
+        """Why the server is not ready; empty if it is, or before the first probe."""
         options = (
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),

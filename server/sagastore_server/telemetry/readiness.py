@@ -285,7 +285,8 @@ def _holder_unreachable(state: ForwardingState) -> Finding:
     if not state.holder:
         detail = state.detail
     else:
-        detail = f"calls are forwarded to {state.holder}, which cannot serve them: {state.detail}"
+        detail = f"calls are forwarded to {state.holder}, which cannot serve them: "
+        detail += state.detail or "it was not asked yet"
     return Finding(
         Reason.HOLDER_UNREACHABLE.value,
         detail,
