@@ -352,10 +352,11 @@ class AdmissionControl:
         found = context.auth_context()
         if self._client_certificates is not None:
             self._client_certificates.check(found)
-        if mark_of(context) is not None:
+        names = _certificate_names(found)
+        if names and mark_of(context) is not None:
             # The certificate is that of the forwarder, whose rights are not those of its callers.
             raise UnauthenticatedError("a forwarded call needs a token; certificates do not count")
-        return self._access.caller(None, _certificate_names(found))
+        return self._access.caller(None, names)
 
     def _count_failure(self, context: IncomingCall) -> None:
         """Limit the failures of an address. A caller with valid credentials is not affected."""
