@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from sagastore.v1 import migration_pb2, storage_pb2
 from sagastore_server.interfaces.access import AccessControl, Caller, Role
@@ -335,7 +336,9 @@ async def test_forwarder_reads_no_further_ahead_than_the_holder(both: Pair) -> N
     going_on = asyncio.Event()
     stored = both.holder.backend.bulk_save
 
-    async def bulk_save(drafts: Sequence[NewMessage], on_conflict: OnConflict, _: Any) -> BulkResult:
+    async def bulk_save(
+        drafts: Sequence[NewMessage], on_conflict: OnConflict, _: Any
+    ) -> BulkResult:
         await going_on.wait()
         return await stored(drafts, on_conflict)
 
@@ -363,7 +366,7 @@ async def test_forwarder_reads_no_further_ahead_than_the_holder(both: Pair) -> N
     assert [answer.sequence for answer in answers] == list(range(1, sent + 1))
 
 
-# ---------------------------------------------------------------- waiting, and the end of forwarding
+# ---------------------------------------------------------------- waiting, the end of forwarding
 
 
 @pytest.mark.usefixtures("impatient")
@@ -448,8 +451,6 @@ async def test_calls_of_a_former_holder_end_when_another_one_follows(both: Pair)
 
 
 async def test_health_follows_the_holder(both: Pair) -> None:
-    from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-
     health = health_pb2_grpc.HealthStub(both.forwarder.channel)
 
     async def status(service: str = "") -> int:
@@ -473,7 +474,5 @@ async def test_holder_whose_store_is_down_still_gets_calls(both: Pair) -> None:
     await both.holder.server.set_ready(False)
     await until(lambda: not both.forwarding.state().is_serving)
     both.holder.backend.error = UnavailableError("the disk is gone")
-    refusal = await refused(
-        both.forwarder.storage.Save(storage_pb2.SaveRequest(message=message()))
-    )
+    refusal = await refused(both.forwarder.storage.Save(storage_pb2.SaveRequest(message=message())))
     assert (refusal.reason, refusal.message) == ("STORE_UNAVAILABLE", "the disk is gone")
