@@ -46,7 +46,7 @@ from sagastore_server.telemetry.audit_writer import (
     StreamDestination,
 )
 from sagastore_server.telemetry.log_text import literals
-from sagastore_server.telemetry.readiness import Readiness
+from sagastore_server.telemetry.readiness import Readiness, not_forwarding
 from sagastore_server.telemetry.setup import Sources, Telemetry, TelemetryError
 
 _PROGRESS_INTERVAL = 2.0
@@ -380,8 +380,8 @@ def _sources(
         control=service.control,
         certificate_ends=None if tls is None else lambda: tls.ends,
         backups=(lambda: read_record(settings.sqlite)) if uses_file else None,
-        forwarding_counts=server.forwarding_counts if settings.forward else None,
-        forwarding=None if service.forwarder is None else service.forwarder.state,
+        forwarding=not_forwarding if service.forwarder is None else service.forwarder.state,
+        forwarding_counts=server.forwarding_counts,
     )
 
 

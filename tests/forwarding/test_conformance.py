@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 
-import grpc
 import pytest
 
 from sagastore.v1 import storage_pb2_grpc
