@@ -100,11 +100,11 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
                 serving = Serving(
                     settings, server, service, telemetry, supervisor, systemd, address, say
                 )
-                if await _unless_stopped(serving.start(), signals, fatal):
-                    try:
+                try:
+                    if await _unless_stopped(serving.start(), signals, fatal):
                         await _until_stopped(signals, server, fatal)
-                    finally:
-                        await serving.stop()
+                finally:
+                    await serving.stop()
                 systemd.stopping(settings.drain_seconds)
                 telemetry.draining(settings.drain_seconds, lambda: server.calls_in_progress)
                 await _drain(server, settings.drain_seconds, signals)
