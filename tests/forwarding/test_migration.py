@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -139,6 +141,28 @@ async def _save_until_told(client: AsyncClient, content: str, told: asyncio.Even
     while not told.is_set():
         ids.append((await client.save(Message("openai", "user", content))).id)
     return ids
+
+
+async def test_frozen_holder_is_noticed_and_calls_wait(tmp_path: Path) -> None:
+    async with (
+        fresh_schema() as dsn,
+        fleet(tmp_path, dsn, 1) as servers,
+        AsyncClient(servers.forwarders[0].address, timeout=60) as client,
+    ):
+        await client.save(Message("openai", "user", "before", id="m-1"))
+        os.kill(servers.holder.pid, signal.SIGSTOP)
+        try:
+            event = await asyncio.to_thread(
+                servers.forwarders[0].wait_for_event, "holder not available"
+            )
+            assert event["reason"] == "it did not answer within 2 s"
+            saving = asyncio.create_task(
+                client.save(Message("openai", "user", "while frozen", id="m-2"))
+            )
+        finally:
+            os.kill(servers.holder.pid, signal.SIGCONT)
+        await saving
+        assert not (await client.batch_get(["m-1", "m-2"])).missing_ids
 
 
 async def test_forwarders_go_on_without_postgresql(tmp_path: Path) -> None:
