@@ -21,6 +21,7 @@ from sagastore_server.interfaces.tracing import NO_TRACER, Span, Tracer
 from sagastore_server.rpc import forwarding
 from sagastore_server.rpc.admission import MIB, Limits
 from sagastore_server.rpc.forwarded_calls import mark
+from sagastore_server.rpc.holder_connection import Target
 from sagastore_server.rpc.server import ServerOptions
 from sagastore_server.storage.errors import Blocker, PreconditionError, UnavailableError
 from sagastore_server.storage.model import BulkResult, NewMessage, OnConflict
@@ -246,7 +247,7 @@ async def test_forwarder_accepts_no_forwarded_call(both: Pair) -> None:
 @pytest.mark.usefixtures("impatient")
 async def test_chain_of_forwarders_is_refused(both: Pair) -> None:
     async with pair(connected=False) as other:
-        target = forwarding.Target(both.forwarder.address, "")
+        target = Target(both.forwarder.address, "")
         other.forwarding.set_target(target)
         await until(lambda: "forwards its calls" in other.forwarding.state().detail)
         refusal = await refused(other.forwarder.storage.Get(storage_pb2.GetRequest(id="x")))
@@ -445,7 +446,7 @@ async def test_calls_of_a_former_holder_end_when_another_one_follows(both: Pair)
             both.forwarder.storage.Save(storage_pb2.SaveRequest(message=message()))
         )
         await held.begun.wait()
-        both.forwarding.set_target(forwarding.Target(other.holder.address, STORE))
+        both.forwarding.set_target(Target(other.holder.address, STORE))
         assert (await refused(call)).reason == "HOLDER_LOST"
         await saved(both.forwarder)
 

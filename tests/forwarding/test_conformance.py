@@ -55,3 +55,4 @@ def storage(
             forwarder.close()
     finally:
         holder.close()
+        nobody.close()

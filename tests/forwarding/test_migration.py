@@ -124,8 +124,7 @@ async def test_forwarders_find_a_killed_holder_wherever_it_is_restarted(tmp_path
                 )
                 await asyncio.to_thread(holder.kill9)
                 if number > 1:
-                    reserved = ReservedPort()
-                    holder.address = reserved.address
+                    holder.address = "127.0.0.1:0"
                 await asyncio.to_thread(holder.start)
                 await client.save(Message("openai", "user", "again", id=f"m-{number}"))
                 told.set()
@@ -216,12 +215,15 @@ async def test_start_without_forward_suggests_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("itself", [True, False])
 async def test_status_says_why_calls_cannot_be_forwarded(tmp_path: Path, itself: bool) -> None:
     """The forwarder is told its own address, or that of nobody."""
-    ops, nobody = ReservedPort(), ReservedPort()
-    env = {"SAGASTORE_OPS_LISTEN": ops.address, "SAGASTORE_FORWARD": "true"}
-    dsn = f"postgresql://nobody@{nobody.address}/nothing"
-    server = ServerProcess(tmp_path / "none.db", postgres=dsn, env=env)
-    server.address = ReservedPort().address
-    server._env["SAGASTORE_FORWARD_TO"] = server.address if itself else nobody.address
+    own, ops, nobody = ReservedPort(), ReservedPort(), ReservedPort()
+    target = own.address if itself else nobody.address
+    server = ServerProcess(
+        tmp_path / "none.db",
+        *("--forward", "--forward-to", target),
+        postgres=f"postgresql://nobody@{nobody.address}/nothing",
+        env={"SAGASTORE_OPS_LISTEN": ops.address},
+    )
+    server.address = own.address
     try:
         server.spawn()
         await asyncio.to_thread(server.wait_for_event, "holder not available")
@@ -231,7 +233,6 @@ async def test_status_says_why_calls_cannot_be_forwarded(tmp_path: Path, itself:
         )
         assert done.returncode == 1
         document = json.loads(done.stdout)
-        target = server.address if itself else nobody.address
         assert document["forwarding_to"] == target
         (reason,) = document["reasons"]
         assert reason["reason"] == "HOLDER_UNREACHABLE"
@@ -240,3 +241,5 @@ async def test_status_says_why_calls_cannot_be_forwarded(tmp_path: Path, itself:
         assert target in reason["detail"]
     finally:
         server.close()
+        for port in (own, ops, nobody):
+            port.close()

@@ -59,6 +59,7 @@ async def secured(
             forwarder.close()
     finally:
         holder.close()
+        nobody.close()
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
