@@ -343,7 +343,7 @@ async def test_forwarder_reads_no_further_ahead_than_the_holder(both: Pair) -> N
         await going_on.wait()
         return await stored(drafts, on_conflict)
 
-    both.holder.backend.bulk_save = bulk_save  # type: ignore[method-assign]
+    both.holder.backend.bulk_save = bulk_save  # type: ignore[method-assign, assignment]
     sent = 0
 
     async def requests() -> AsyncIterator[storage_pb2.BulkSaveRequest]:

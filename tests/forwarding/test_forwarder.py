@@ -115,10 +115,10 @@ async def test_last_known_address_stays_in_use(made: Made) -> None:
 async def test_finished_migration_ends_following(made: Made) -> None:
     made.records.set(Phase.READ_POSTGRES, FIRST)
     assert await made.holder() == FIRST
-    assert not made.forwarder.is_finished
+    finished = [made.forwarder.is_finished]
     made.records.set(Phase.POSTGRES_ONLY, "")
     await made.forwarder.follow()
-    assert made.forwarder.is_finished
+    assert [*finished, made.forwarder.is_finished] == [False, True]
     # Until this server answers by itself, the former holder does.
     assert await made.holder() == FIRST
     made.forwarding.end()
