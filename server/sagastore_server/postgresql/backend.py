@@ -19,7 +19,7 @@ from sagastore_server.postgresql.errors import DRIVER_ERRORS, translating
 from sagastore_server.postgresql.file_store import PostgreSQLFiles
 from sagastore_server.postgresql.options import PostgreSQLOptions, display_address
 from sagastore_server.postgresql.pool import Pool
-from sagastore_server.postgresql.queries import QUERIES
+from sagastore_server.postgresql.queries import MIGRATION, QUERIES
 from sagastore_server.postgresql.reads import PostgreSQLReads
 from sagastore_server.postgresql.reanalysis import Reanalyser
 from sagastore_server.postgresql.replicas import Replicas
@@ -119,6 +119,8 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         self._watcher: PrimaryWatcher | None = None
         self._on_group: OnGroup = unheard
         self._schema_version = 0
+        self.migrated_from = ""
+        """Identity of the SQLite file whose messages were migrated to it; empty: of none."""
         self._last_counts: Sequence[int] = (-1, -1, -1)
         self._counts_valid_until = 0.0
 
@@ -133,6 +135,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
             await self._pool.open(logged=False)
             self._start_watcher()
             self._schema_version = await prepare(self._pool, self.place)
+            self.migrated_from = await self._pool.value(MIGRATION["source"]) or ""
             await self._enter_timelines()
             await self._reanalyser.start()
         except (*DRIVER_ERRORS, ValueError, StorageError) as exc:

@@ -165,7 +165,7 @@ async def _refuse_target(connection: Connection, version: int, place: str) -> bo
     raise CannotOpenError(
         f"{place} is the target of a migration in phase {phase.slug}; the messages are in its "
         f"SQLite file{' on ' + host if host else ''}; also set --sqlite, or finish the migration "
-        "first"
+        "first, or set --forward to pass calls on to its server until then"
     )
 
 

@@ -16,6 +16,7 @@ from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.ddl_locks import TableLocks, patiently
 from sagastore_server.postgresql.diagnosis import cannot_open
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, translating
+from sagastore_server.postgresql.holder import announce
 from sagastore_server.postgresql.lease import (
     GUARDED,
     Claim,
@@ -84,9 +85,14 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
         *,
         tracer: Tracer = NO_TRACER,
         instruments: Instruments | None = None,
+        advertised: Callable[[], str] = str,
     ) -> None:
-        """As ``PostgreSQLStorage``."""
+        """As ``PostgreSQLStorage``.
+
+        ``advertised`` returns the address at which other servers reach this one; empty: none.
+        """
         super().__init__(options, supervisor, tracer=tracer, instruments=instruments)
+        self._advertised = advertised
         self._opening = asyncio.Lock()
         self._pool.tells_positions = False
 
@@ -161,7 +167,9 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
         wanted = Claim(lease, source, phase, epoch, steal)
 
         async def attempt(locks: TableLocks) -> TargetRecord:
-            return await take(locks, wanted, self.place, self._compatibility)
+            record = await take(locks, wanted, self.place, self._compatibility)
+            await announce(locks.connection, lease.session, self._advertised())
+            return record
 
         with translating():
             async with self._pool.connection() as connection:

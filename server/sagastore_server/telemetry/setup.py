@@ -10,6 +10,7 @@ import structlog
 from sagastore_server.config.address import Address
 from sagastore_server.config.settings import OFF, Settings
 from sagastore_server.interfaces.backups import BackupRecord
+from sagastore_server.interfaces.forwarding import ForwardingCounts, ForwardingState
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.interfaces.usage import Usage
@@ -17,7 +18,7 @@ from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor
 from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.storage.phase import Phase
-from sagastore_server.telemetry.readiness import Readiness
+from sagastore_server.telemetry.readiness import Readiness, not_forwarding
 from sagastore_server.telemetry.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ class Sources(NamedTuple):
     """Number of audit lines that could not be written. Safe in any thread."""
     usage: Callable[[], Sequence[Usage]] = tuple
     """Usage of limited resources. Safe in any thread."""
+    forwarding: Callable[[], ForwardingState | None] = not_forwarding
+    """Returns whether and where to calls are forwarded. Safe in any thread."""
+    forwarding_counts: Callable[[], ForwardingCounts] = ForwardingCounts
+    """Returns the counts of forwarded calls. Safe in any thread."""
     backups: Callable[[], BackupRecord | None] | None = None
     """Reads the outcome of the last backups of the file. Safe in any thread. None without one."""
 
@@ -108,12 +113,14 @@ class Telemetry:
         tasks = supervisor or Supervisor(self.instruments)
         self.readiness.watch_tasks(lambda: tasks.failing)
         self.readiness.watch_usage(sources.usage)
+        self.readiness.watch_forwarding(sources.forwarding)
         metrics, server = self._metrics, self._server
         if metrics is None or server is None:
             return
         from sagastore_server.telemetry.collectors import (  # noqa: PLC0415 - as in _bind
             AuditCollector,
             BackupCollector,
+            ForwardingCollector,
             StoreCollector,
         )
 
@@ -125,6 +132,9 @@ class Telemetry:
             StoreCollector(admission, self._sampler, self.readiness, sources.certificate_ends)
         )
         metrics.registry.register(AuditCollector(sources.audit_lost))
+        metrics.registry.register(
+            ForwardingCollector(sources.forwarding, sources.forwarding_counts)
+        )
         if sources.backups is not None:
             metrics.registry.register(BackupCollector(sources.backups, self._is_file_in_use))
         self._sampler.start()
