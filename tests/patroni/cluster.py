@@ -15,7 +15,7 @@ import signal
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -124,8 +124,8 @@ class PatroniCluster:
         for folder in folders:
             folder.mkdir()
             _give_away(folder)
-        # Only a test needs this: sockets in the folder of the node, not in /tmp. They must not be in
-        # the data directory, which pg_rewind copies. Patroni merges the files of a folder.
+        # Only a test needs this: sockets in the folder of the node, not in /tmp, and not in the data
+        # directory, which pg_rewind copies. Patroni merges the files of a folder.
         self._settings = self._folder / "settings"
         self._settings.mkdir()
         shutil.copy(SETTINGS / "patroni.yml", self._settings)
@@ -133,10 +133,11 @@ class PatroniCluster:
             "postgresql: {parameters: {unix_socket_directories: '..'}}\n", encoding="utf-8"
         )
         self._start_etcd()
-        for name in NODES:
+        # The first one creates the cluster, the others copy it.
+        self.start_node(NODES[0])
+        eventually(self.running, _WITHIN, 0.2)
+        for name in NODES[1:]:
             self.start_node(name)
-            # The first one creates the cluster, the others copy it.
-            eventually(lambda count=NODES.index(name): len(self.running()) > count, _WITHIN, 0.2)  # type: ignore[misc]
         self.until_complete()
 
     def start_node(self, name: str) -> None:
@@ -178,7 +179,7 @@ class PatroniCluster:
         for node in self.nodes.values():
             with suppress(OSError, ValueError):
                 url = f"http://{node.api.address}/cluster"
-                with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - http only
+                with urllib.request.urlopen(url, timeout=2) as answer:
                     members: list[dict[str, Any]] = json.load(answer)["members"]
                 return members
         return []
@@ -273,7 +274,7 @@ class PatroniCluster:
             yield str(path), path.read_text(encoding="utf-8", errors="replace")[-4000:]
 
 
-def _signal(pids: Any, number: signal.Signals) -> None:
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)

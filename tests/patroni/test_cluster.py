@@ -12,8 +12,7 @@ import asyncio
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +30,7 @@ from tests.support.traffic_clients import traffic
 
 pytestmark = [pytest.mark.patroni, pytest.mark.timeout(900)]
 
-PROGRAMS = ROOT / ".venv-patroni" / "bin"
+PROGRAMS = ROOT / ".venv-cluster" / "bin"
 CLIENT_TIMEOUT = 10.0
 """Default timeout of the client library in seconds, retries included."""
 LONG_TIMEOUT = 60.0
@@ -110,13 +109,13 @@ async def service(
 
 
 def report(name: str, case: Case, promoted: float | None) -> None:
-    """Print the figures that the documentation has."""
+    """Write the figures that the documentation has to standard output."""
     recovery = "" if promoted is None else f", recovery {case.checker.first_after(promoted):.2f} s"
-    print(
-        f"{name}: {case.running.acknowledged} writes acknowledged, 0 lost, {case.running.failed} "
-        f"of {case.running.calls.total()} calls failed, {case.checker.revisions} revisions, "
-        f"0 repeated, longest gap {case.checker.longest_gap():.2f} s{recovery}",
-        flush=True,
+    calls = case.running.calls.total()
+    sys.stdout.write(
+        f"\n{name}: {case.running.acknowledged} writes acknowledged, 0 lost, "
+        f"{case.running.failed} of {calls} calls failed, {case.checker.revisions} revisions, "
+        f"0 repeated, longest gap {case.checker.longest_gap():.2f} s{recovery}\n"
     )
 
 
