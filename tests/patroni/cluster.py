@@ -124,8 +124,8 @@ class PatroniCluster:
         for folder in folders:
             folder.mkdir()
             _give_away(folder)
-        # Only a test needs this: sockets in the folder of the node, not in /tmp, and not in the data
-        # directory, which pg_rewind copies. Patroni merges the files of a folder.
+        # Only a test needs this: sockets in the folder of the node, not in /tmp. pg_rewind copies
+        # the data directory, so they must not be there. Patroni merges the files of a folder.
         self._settings = self._folder / "settings"
         self._settings.mkdir()
         shutil.copy(SETTINGS / "patroni.yml", self._settings)
