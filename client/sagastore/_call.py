@@ -53,7 +53,12 @@ _TOKEN_ATTEMPTS = 6
 _NOTICED_ATTEMPT = 4
 
 # Reasons of errors that the server raises before it processes a call.
-_REJECTED_ON_ADMISSION = frozenset({"SERVER_STARTING", "SERVER_DRAINING", "UNAUTHENTICATED"})
+_REJECTED_ON_ADMISSION = frozenset(
+    {
+        *("SERVER_STARTING", "SERVER_DRAINING", "UNAUTHENTICATED"),
+        *("HOLDER_UNREACHABLE", "FORWARDED_TWICE", "WRONG_STORE"),
+    }
+)
 
 
 def may_have_taken_effect(error: SagaStoreError) -> bool:

@@ -8,22 +8,24 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import structlog
 
 from sagastore_server import __version__
-from sagastore_server.banner import Credentials, banner
 from sagastore_server.config.address import Address
 from sagastore_server.config.secrets import secrets_of
 from sagastore_server.config.settings import OFF, Settings, default_sqlite
 from sagastore_server.config.types import LOG
+from sagastore_server.forwarder import Forwarder
 from sagastore_server.migration.migrating_service import MigratingService, Options
 from sagastore_server.migration.single_store import SingleStore
 from sagastore_server.rpc.admission import Limits
+from sagastore_server.rpc.forwarding import Forwarding, ForwardingOptions
 from sagastore_server.rpc.server import METHODS, CannotListenError, RpcServer, ServerOptions
 from sagastore_server.runtime.file_rights import refuse_other_users
 from sagastore_server.runtime.private_files import make_folder
@@ -31,12 +33,11 @@ from sagastore_server.runtime.signals import StopSignals
 from sagastore_server.runtime.supervisor import Failure, Supervisor, awaited
 from sagastore_server.runtime.systemd import Notifier
 from sagastore_server.security.setup import SecuritySetup, SecuritySetupError
+from sagastore_server.serving import Advertised, Service, Serving
+from sagastore_server.sqlite.archived_store_guard import store_id_of
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.backup.record import read_record
 from sagastore_server.sqlite.source import SQLiteSource
-from sagastore_server.storage.base import StorageBackend
-from sagastore_server.storage.errors import StorageError
-from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.storage.phase import Phase
 from sagastore_server.telemetry.audit import AuditTrail
 from sagastore_server.telemetry.audit_writer import (
@@ -50,9 +51,6 @@ from sagastore_server.telemetry.setup import Sources, Telemetry, TelemetryError
 
 _PROGRESS_INTERVAL = 2.0
 """Seconds between two log lines about the same long operation."""
-
-_HEALTH_INTERVAL = 1.0
-"""Seconds between two health checks of the store."""
 
 _log = structlog.get_logger(__name__)
 
@@ -89,24 +87,24 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
         _fatal_failure(supervisor) as fatal,
         Notifier(supervisor=supervisor) as systemd,
     ):
-        server, service = _components(settings, security, telemetry, supervisor, audit)
+        advertised = Advertised(settings)
+        server, service = _components(
+            settings, security, telemetry, supervisor, audit, advertised=advertised
+        )
         signals = StopSignals()
-        address = await _listen(server, settings.address)
+        address = advertised.address = await _listen(server, settings.address)
         sources = _sources(settings, server, service, security)
         telemetry.begin(sources._replace(audit_lost=lambda: audit.lost), supervisor)
         try:
             async with security.watched(supervisor):
-                if await _open(service.backend, signals, fatal):
-                    await server.start_accepting()
-                    telemetry.opened()
-                    await _announce(service, address, settings, telemetry, say)
-                    systemd.ready(f"serving {service.place()} on {address}")
-                    watch = _StoreWatch(service, server, telemetry.readiness)
-                    watching = supervisor.start("store-watch", watch.run)
+                serving = Serving(
+                    settings, server, service, telemetry, supervisor, systemd, address, say
+                )
+                if await _unless_stopped(serving.start(), signals, fatal):
                     try:
                         await _until_stopped(signals, server, fatal)
                     finally:
-                        await watching.stop()
+                        await serving.stop()
                 systemd.stopping(settings.drain_seconds)
                 telemetry.draining(settings.drain_seconds, lambda: server.calls_in_progress)
                 await _drain(server, settings.drain_seconds, signals)
@@ -115,7 +113,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
             try:
                 await server.stop()
             finally:
-                await service.backend.close()
+                await service.close()
     _log.info("stopped")
 
 
@@ -130,40 +128,59 @@ def _components(
     telemetry: Telemetry,
     supervisor: Supervisor,
     audit: AuditTrail,
-) -> tuple[RpcServer, _Service]:
-    service = _service(settings, telemetry, supervisor)
+    *,
+    advertised: Callable[[], str],
+) -> tuple[RpcServer, Service]:
+    forwarding = None
+    if settings.forward:
+        connecting = ForwardingOptions(security.forward_tls, telemetry.tracer)
+        forwarding = Forwarding(connecting, supervisor)
+    service = _service(
+        settings, telemetry, supervisor, forwarding=forwarding, advertised=advertised
+    )
     service.backend.observe(telemetry.instruments.group_committed)
     options = _server_options(settings, security, telemetry, supervisor)
-    options = options._replace(audit=audit)
+    options = options._replace(audit=audit, forwarding=forwarding, store_id=service.store_id)
     return RpcServer(service.backend, service.control, options), service
 
 
-class _Service(NamedTuple):
-    """The stores that the settings name, as one service."""
-
-    backend: StorageBackend
-    control: MigrationControl
-    place: Callable[[], str]
-    """Location of the messages, for display; may change with the phase."""
-    needs_watching: Callable[[], bool]
-    """Whether the store can become unavailable and recover; a file does not."""
-
-
-def _service(settings: Settings, telemetry: Telemetry, supervisor: Supervisor) -> _Service:
+def _service(
+    settings: Settings,
+    telemetry: Telemetry,
+    supervisor: Supervisor,
+    *,
+    forwarding: Forwarding | None,
+    advertised: Callable[[], str],
+) -> Service:
     if settings.postgres is None:
         progress = _StartupProgress(telemetry.readiness)
         sqlite = SQLiteStorage(settings.sqlite, progress, supervisor, tracer=telemetry.tracer)
         control = SingleStore(sqlite, Phase.SQLITE_ONLY)
-        return _Service(sqlite, control, lambda: str(settings.sqlite), lambda: False)
+        return Service(
+            sqlite,
+            control,
+            lambda: str(settings.sqlite),
+            lambda: False,
+            cache(partial(store_id_of, settings.sqlite)),
+        )
     dsn = settings.postgres.get_secret_value()
-    return _service_with_postgresql(settings, dsn, telemetry, supervisor)
+    return _service_with_postgresql(
+        settings, dsn, telemetry, supervisor, forwarding=forwarding, advertised=advertised
+    )
 
 
 def _service_with_postgresql(
-    settings: Settings, dsn: str, telemetry: Telemetry, supervisor: Supervisor
-) -> _Service:
+    settings: Settings,
+    dsn: str,
+    telemetry: Telemetry,
+    supervisor: Supervisor,
+    *,
+    forwarding: Forwarding | None,
+    advertised: Callable[[], str],
+) -> Service:
     # The import takes a tenth of a second; a server without PostgreSQL does not need it.
     from sagastore_server.postgresql.backend import PostgreSQLStorage
+    from sagastore_server.postgresql.holder import HolderReader
     from sagastore_server.postgresql.options import PostgreSQLOptions
     from sagastore_server.postgresql.target import PostgreSQLTarget
 
@@ -181,19 +198,36 @@ def _service_with_postgresql(
     if not settings.names_sqlite:
         postgresql = PostgreSQLStorage(options, supervisor, tracer=tracer)
         control = SingleStore(postgresql, Phase.POSTGRES_ONLY)
-        return _Service(postgresql, control, lambda: postgresql.place, lambda: True)
+        forwarder = None
+        if forwarding is not None:
+            forwarder = Forwarder(
+                HolderReader(options),
+                forwarding,
+                forward_to=settings.forward_to,
+                may_use_plain_text=settings.allow_insecure or settings.forward_ca is not None,
+            )
+        return Service(
+            postgresql,
+            control,
+            lambda: postgresql.place,
+            lambda: True,
+            lambda: postgresql.migrated_from,
+            forwarder,
+        )
     progress = _StartupProgress(telemetry.readiness)
+    source = SQLiteSource(settings.sqlite, progress, supervisor, tracer=tracer)
     migrating = MigratingService(
-        SQLiteSource(settings.sqlite, progress, supervisor, tracer=tracer),
-        PostgreSQLTarget(options, supervisor, tracer=tracer),
+        source,
+        PostgreSQLTarget(options, supervisor, tracer=tracer, advertised=advertised),
         Options(settings.shadow_share, settings.postgres_patience),
         supervisor=supervisor,
     )
-    return _Service(
+    return Service(
         migrating.backend,
         migrating.control,
         lambda: migrating.place,
         lambda: migrating.can_go_away,
+        lambda: source.store_id,
     )
 
 
@@ -334,7 +368,7 @@ def _create_default_folder(settings: Settings) -> None:
 
 
 def _sources(
-    settings: Settings, server: RpcServer, service: _Service, security: SecuritySetup
+    settings: Settings, server: RpcServer, service: Service, security: SecuritySetup
 ) -> Sources:
     admission, tls = server.admission, security.tls
     uses_file = settings.postgres is None or settings.names_sqlite
@@ -346,37 +380,9 @@ def _sources(
         control=service.control,
         certificate_ends=None if tls is None else lambda: tls.ends,
         backups=(lambda: read_record(settings.sqlite)) if uses_file else None,
+        forwarding_counts=server.forwarding_counts if settings.forward else None,
+        forwarding=None if service.forwarder is None else service.forwarder.state,
     )
-
-
-class _StoreWatch:
-    """Reports the health of the store to readiness and to gRPC health checks."""
-
-    def __init__(self, service: _Service, server: RpcServer, readiness: Readiness) -> None:
-        self._service = service
-        self._server = server
-        self._readiness = readiness
-        self._healthy = True
-
-    async def run(self) -> None:
-        """Check the store at intervals until cancelled. A restart continues with the last state."""
-        while True:
-            await asyncio.sleep(_HEALTH_INTERVAL)
-            # A health check counts rows, so it is skipped for a store that stays available.
-            if self._service.needs_watching():
-                await self._check()
-
-    async def _check(self) -> None:
-        health = await self._service.backend.health()
-        self._readiness.store(health)
-        if health.healthy == self._healthy:
-            return
-        await self._server.set_ready(health.healthy)
-        self._healthy = health.healthy
-        if health.healthy:
-            _log.info("ready again", store=health.store.value)
-        else:
-            _log.warning("not ready", store=health.store.value, reason=health.detail)
 
 
 async def _listen(server: RpcServer, address: Address) -> Address:
@@ -388,16 +394,16 @@ async def _listen(server: RpcServer, address: Address) -> Address:
         ) from exc
 
 
-async def _open(
-    backend: StorageBackend, signals: StopSignals, fatal: asyncio.Task[Failure]
+async def _unless_stopped(
+    starting: Coroutine[Any, Any, None], signals: StopSignals, fatal: asyncio.Task[Failure]
 ) -> bool:
-    """Open the backend, and return False if a stop signal arrived first.
+    """Finish ``starting``, and return False if a stop signal arrived first.
 
     Raises:
         ServerError: A background task with the policy FATAL has failed.
 
     """
-    opening = awaited(backend.open())
+    opening = awaited(starting)
     stop = awaited(signals.first.wait())
     await asyncio.wait({opening, stop, fatal}, return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
@@ -429,45 +435,6 @@ async def _until_stopped(
         return
     _raise_if_fatal(fatal)
     raise ServerError("gRPC stopped unexpectedly; restart the server")
-
-
-async def _announce(
-    service: _Service,
-    address: Address,
-    settings: Settings,
-    telemetry: Telemetry,
-    say: Callable[[str], None],
-) -> None:
-    messages = (await service.backend.health()).messages
-    place = service.place()
-    quarantined = await _quarantined(service.backend)
-    _log.info(
-        "serving",
-        address=str(address),
-        ops=OFF if telemetry.address is None else str(telemetry.address),
-        version=__version__,
-        store=place,
-        messages=messages,
-        quarantined=quarantined,
-    )
-    credentials = Credentials(
-        tls=settings.tls_cert,
-        certificate=settings.tls_client_ca is not None,
-        access=settings.access,
-    )
-    say(banner(__version__, address, place, messages, quarantined, credentials=credentials))
-
-
-async def _quarantined(backend: StorageBackend) -> int:
-    """Return the number of rows in quarantine, or 0 if the store does not answer.
-
-    The server already serves, and a number for the banner must not end it.
-    """
-    try:
-        return await backend.quarantine_count()
-    except StorageError as exc:
-        _log.warning("quarantine not counted", detail=str(exc))
-        return 0
 
 
 async def _drain(server: RpcServer, grace: float, signals: StopSignals) -> None:

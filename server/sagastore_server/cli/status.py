@@ -114,6 +114,8 @@ def _check(document: Any) -> None:
 
 def _lines(document: dict[str, Any], address: Address) -> list[str]:
     phase = f", phase {document['phase']}" if document["phase"] else ""
+    if document.get("forwarding_to"):
+        phase += f", forwarding to {document['forwarding_to']}"
     lines = [f"{'ready' if document['ready'] else 'not ready'} ({address}{phase})"]
     for kind in ("reasons", "warnings"):
         for finding in document[kind]:

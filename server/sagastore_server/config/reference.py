@@ -24,6 +24,7 @@ GROUPS = {
     "listen": "Serving",
     "sqlite": "Storage",
     "postgres": "PostgreSQL",
+    "forward": "Forwarding",
     "tls_cert": "Security",
     "max_request_bytes": "Limits",
     "ops_listen": "Observability",

@@ -114,6 +114,21 @@ class Settings(BaseSettings):
     its place, in seconds."""
     shadow_share: Share = 0.05
     """Share of reads that are compared on both stores during the backfill."""
+    forward: bool = False
+    """During a migration to ``postgres``, pass every call on to the server with the SQLite file;
+    answer calls once PostgreSQL is the only store."""
+    forward_to: HostPort | None = None
+    """Address of the server with the SQLite file, until PostgreSQL knows it: before dual-write."""
+    forward_ca: InputFile | None = None
+    """Certificates of the authorities of that server's certificate (PEM). Calls are then passed on
+    over TLS. Read at the start."""
+    forward_cert: InputFile | None = None
+    """Certificate chain with which this server connects to it (PEM), if it asks for one."""
+    forward_key: SecretFile | None = None
+    """The private key of ``forward_cert`` (PEM, unencrypted)."""
+    advertise: HostPort | None = None
+    """Address that PostgreSQL names to servers with ``forward``. By default ``listen``, with the
+    name of this machine in place of 0.0.0.0 or ::."""
     tls_cert: InputFile | None = None
     """The server's certificate chain (PEM). Enables TLS. Reloaded when it changes."""
     tls_key: SecretFile | None = None
@@ -189,6 +204,7 @@ class Settings(BaseSettings):
             yield "tls_key", "needs tls_cert, the certificate of that key"
         if self.tls_client_ca and not self.tls_cert:
             yield "tls_client_ca", "needs tls_cert and tls_key: client certificates are part of TLS"
+        yield from self._forwarding_misfits()
         if self.postgres_pool_min > self.postgres_pool_max:
             # Names the setting that is not a default.
             which = "min" if "postgres_pool_min" in self.model_fields_set else "max"
@@ -197,6 +213,24 @@ class Settings(BaseSettings):
                 f"postgres_pool_max ({self.postgres_pool_max})"
             )
             yield f"postgres_pool_{which}", problem
+
+    def _forwarding_misfits(self) -> Iterator[tuple[str, str]]:
+        if self.forward and self.postgres is None:
+            yield "forward", "needs postgres: the database that the migration goes to"
+        if self.forward and self.names_sqlite:
+            yield "forward", "contradicts sqlite: the server with the file answers calls itself"
+        for name in ("forward_to", "forward_ca", "forward_cert", "forward_key"):
+            if getattr(self, name) is not None and not self.forward:
+                yield name, "needs forward"
+        if (self.forward_cert is None) != (self.forward_key is None):
+            name = "forward_cert" if self.forward_cert else "forward_key"
+            yield name, "forward_cert and forward_key need each other"
+        elif self.forward_cert and not self.forward_ca:
+            yield "forward_cert", "needs forward_ca: client certificates are part of TLS"
+        for name in ("forward_to", "advertise"):
+            address = getattr(self, name)
+            if address is not None and Address.parse(address).port == 0:
+                yield name, "must name a port"
 
     @property
     def names_sqlite(self) -> bool:

@@ -20,8 +20,8 @@ class CallContext:
     """One call. Its id is created on first use, because few calls need it."""
 
     __slots__ = (
-        *("_id", "caller", "code", "consistency", "describe", "identity", "method", "peer"),
-        *("position", "read_certificate", "read_id", "refusal", "request", "response"),
+        *("_id", "caller", "client", "code", "consistency", "describe", "identity", "method"),
+        *("peer", "position", "read_certificate", "read_id", "refusal", "request", "response"),
     )
 
     def __init__(self, method: str) -> None:
@@ -33,6 +33,8 @@ class CallContext:
         """Status code, once the call has ended: ``OK``, ``NOT_FOUND``, …"""
         self.peer = ""
         """Address of the client, as gRPC writes it: ``ipv4:127.0.0.1:40530``."""
+        self.client = ""
+        """Address of the client of a forwarded call, as the forwarder says; otherwise empty."""
         self.identity: Caller | None = None
         """The caller, once authenticated."""
         self.read_certificate: Callable[[], Mapping[str, Any]] | None = None

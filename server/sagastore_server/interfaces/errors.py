@@ -62,3 +62,27 @@ class NoRequestError(StorageError):
     """The client ended its side of the call without the message that the method requires."""
 
     reason = "NO_REQUEST"
+
+
+class HolderUnreachableError(UnavailableError):
+    """The server that holds the SQLite file cannot be reached. The call had no effect."""
+
+    reason = "HOLDER_UNREACHABLE"
+
+
+class HolderLostError(UnavailableError):
+    """The connection to the server that holds the SQLite file was lost during the call."""
+
+    reason = "HOLDER_LOST"
+
+
+class ForwardedTwiceError(UnavailableError):
+    """A forwarder has received a call from another forwarder. The call had no effect."""
+
+    reason = "FORWARDED_TWICE"
+
+
+class WrongStoreError(UnavailableError):
+    """A forwarded call is meant for another store. The call had no effect."""
+
+    reason = "WRONG_STORE"

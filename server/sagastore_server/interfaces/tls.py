@@ -18,6 +18,18 @@ class TlsMaterial:
     """Authorities of client certificates; None: clients need no certificate."""
 
 
+@dataclass(frozen=True, slots=True)
+class ClientTlsMaterial:
+    """What a connection to another server needs, as PEM."""
+
+    authorities: bytes = field(repr=False)
+    """Authorities of the certificate of the other server."""
+    chain: bytes | None = field(default=None, repr=False)
+    """The client certificate, followed by its intermediate certificates; None: none."""
+    key: bytes | None = field(default=None, repr=False)
+    """The private key of the client certificate."""
+
+
 TlsSource = Callable[[], TlsMaterial]
 """Returns the current material. Called from any thread; neither blocks nor raises. It returns the
 same object until the material changes."""

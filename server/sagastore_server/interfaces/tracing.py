@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Protocol
 
 Attributes = Mapping[str, str | int | float | bool]
@@ -33,6 +34,10 @@ class Tracer:
         del name, attributes
         return _NO_STEP
 
+    def headers(self) -> Mapping[str, str]:
+        """Return the headers that name the current span as the parent; empty without a span."""
+        return _NO_HEADERS
+
 
 class _NoSpan:
     """The span of a call that is not traced."""
@@ -43,6 +48,7 @@ class _NoSpan:
 
 _NO_CALL: AbstractContextManager[Span] = contextlib.nullcontext(_NoSpan())
 _NO_STEP: AbstractContextManager[None] = contextlib.nullcontext()
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 NO_TRACER = Tracer()
 """Default tracer of every component: tracing is off."""

@@ -11,12 +11,16 @@ from sagastore_server.migration.tuning import DEFAULT_TUNING, Tuning
 from sagastore_server.migration.write_fence import WriteFence
 from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Environment
+from sagastore_server.storage.errors import UnavailableError
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import (
     MigrationSource,
     MigrationState,
     MigrationTarget,
 )
+
+DOUBT_WITHIN = 1.0
+"""Seconds that a read waits for the outcome of the cutover. Usual are some milliseconds."""
 
 
 class CurrentState:
@@ -31,6 +35,8 @@ class CurrentState:
         self.state = MigrationState()
         self.changing = asyncio.Lock()
         """Held while the state is changed: one change at a time."""
+        self.in_doubt = False
+        """Whether the target may have become the only store, and written what the source lacks."""
         self._change = asyncio.Event()
 
     @property
@@ -62,6 +68,23 @@ class CurrentState:
         """Wake all callers of `changed`."""
         self._change.set()
         self._change = asyncio.Event()
+
+    async def settled(self) -> None:
+        """Wait while the state is in doubt; the source must not answer reads meanwhile.
+
+        Raises:
+            UnavailableError: It is still in doubt after `DOUBT_WITHIN`.
+
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DOUBT_WITHIN):
+                while self.in_doubt:
+                    await self._change.wait()
+        if self.in_doubt:
+            raise UnavailableError(
+                "PostgreSQL has not confirmed yet whether it is the only store, so SQLite may lack "
+                "the latest writes; try again"
+            )
 
     async def changed(self, within: float) -> None:
         """Wait for the next notification, for ``within`` seconds at most."""

@@ -161,7 +161,13 @@ class Cutover:
         last = accepting(state, accepted)._replace(
             phase=Phase.POSTGRES_ONLY, epoch=state.epoch + 1, completing=True
         )
-        if not await self._finish(last.epoch):
+        # From the commit in PostgreSQL on, forwarders write there without this server.
+        self._current_state.in_doubt = True
+        try:
+            finished = await self._finish(last.epoch)
+        finally:
+            self._current_state.in_doubt = False
+        if not finished:
             await self._current_state.commit(self._source, state)
             raise UnavailableError("PostgreSQL did not take over, so the phase was not changed")
         self._current_state.enter(last)

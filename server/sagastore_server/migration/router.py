@@ -395,6 +395,10 @@ class Router(StorageBackend):
                 return await self._read_target(read)
             except _NoAnswerError:
                 pass
+        if self._current_state.in_doubt:
+            await self._current_state.settled()
+        if not self._writes_sqlite():
+            return await read(self._target)
         try:
             answer = await self._read_source(name, read)
         except NotFoundError:

@@ -108,6 +108,8 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         self._watcher: PrimaryWatcher | None = None
         self._on_group: OnGroup = unheard
         self._schema_version = 0
+        self.migrated_from = ""
+        """Identity of the SQLite file whose messages were migrated to it; empty: of none."""
         self._last_counts: Sequence[int] = (-1, -1, -1)
         self._counts_valid_until = 0.0
 
@@ -120,7 +122,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         """See the contract: creates or upgrades the schema."""
         try:
             await self._pool.open(logged=False)
-            self._schema_version = await prepare(self._pool, self.place)
+            self._schema_version, self.migrated_from = await prepare(self._pool, self.place)
             await self._enter_timelines()
             await self._reanalyser.start()
         except (*DRIVER_ERRORS, ValueError, StorageError) as exc:

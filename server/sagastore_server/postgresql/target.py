@@ -14,6 +14,7 @@ from sagastore_server.postgresql import auxiliary_rows, indexes, journal_apply
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.diagnosis import cannot_open
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, translating
+from sagastore_server.postgresql.holder import announce
 from sagastore_server.postgresql.lease import (
     GUARDED,
     Claim,
@@ -78,9 +79,14 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
         supervisor: Supervisor | None = None,
         *,
         tracer: Tracer = NO_TRACER,
+        advertised: Callable[[], str] = str,
     ) -> None:
-        """As ``PostgreSQLStorage``."""
+        """As ``PostgreSQLStorage``.
+
+        ``advertised`` returns the address at which other servers reach this one; empty: none.
+        """
         super().__init__(options, supervisor, tracer=tracer)
+        self._advertised = advertised
         self._opening = asyncio.Lock()
 
     async def open(self) -> None:
@@ -157,6 +163,7 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
                 self._pool.transaction(connection, QUERIES["begin"]),
             ):
                 record = await take(connection, wanted, self.place)
+                await announce(connection, lease.session, self._advertised())
         await self._reanalyser.start(partial(hold, lease=lease))
         self._schema_version = max(self._schema_version, SCHEMA_VERSION)
         return record

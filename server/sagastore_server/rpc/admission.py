@@ -34,6 +34,7 @@ from sagastore_server.interfaces.errors import (
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.rpc.call_id import given_call_id
 from sagastore_server.rpc.client_certificates import ClientCertificates
+from sagastore_server.rpc.forwarded_calls import ForwardedCalls, mark_of
 from sagastore_server.rpc.grpc_internals import CallCounts
 from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.load_shedding import LoadShedder
@@ -161,6 +162,7 @@ class AdmissionControl:
         queue_reads: bool = False,
         log_calls: bool = False,
         audit: Audit | None = None,
+        forwarded_calls: ForwardedCalls | None = None,
     ) -> None:
         """Admit the callers that ``access`` allows, up to ``limits``.
 
@@ -176,6 +178,7 @@ class AdmissionControl:
                 credentials.
             log_calls: Whether each call is logged when it ends.
             audit: Records changes and refused callers; None: nothing is recorded.
+            forwarded_calls: Checks calls that another server has forwarded.
 
         """
         self.lifecycle = lifecycle
@@ -195,6 +198,7 @@ class AdmissionControl:
         self._client_certificates = client_certificates
         self._log_calls = log_calls
         self.audit = audit or Audit()
+        self._forwarded_calls = forwarded_calls or ForwardedCalls()
 
     @property
     def calls(self) -> int:
@@ -247,11 +251,13 @@ class AdmissionControl:
             UnauthenticatedError: The caller is unknown.
             PermissionDeniedError: The role of the caller is less than ``role``.
             RateLimitedError: The caller exceeds its rate limit.
+            ForwardedTwiceError, WrongStoreError: A forwarded call is not meant for this server.
 
         """
         # From here on, log lines carry the caller's id for the call.
         call.read_id = partial(_given_id, context)
         call.peer, call.read_certificate = context.peer(), context.auth_context
+        self._forwarded_calls.check(call, context)
         self._authorize(call, context, role)
         if self._rate_limiter is not None:
             self._check_rate(self._rate_limiter, call, context)
@@ -346,7 +352,11 @@ class AdmissionControl:
         found = context.auth_context()
         if self._client_certificates is not None:
             self._client_certificates.check(found)
-        return self._access.caller(None, _certificate_names(found))
+        names = _certificate_names(found)
+        if names and mark_of(context) is not None:
+            # The certificate is that of the forwarder, whose rights are not those of its callers.
+            raise UnauthenticatedError("a forwarded call needs a token; certificates do not count")
+        return self._access.caller(None, names)
 
     def _count_failure(self, context: IncomingCall) -> None:
         """Limit the failures of an address. A caller with valid credentials is not affected."""

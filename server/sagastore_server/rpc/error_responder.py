@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -15,6 +15,7 @@ from grpc import aio
 from sagastore_server.interfaces.call_context import CallContext
 from sagastore_server.interfaces.errors import SilentError, StalledError
 from sagastore_server.rpc.admission import adopt_call_id
+from sagastore_server.rpc.holder_connection import ForwardedStatusError
 from sagastore_server.rpc.lifecycle import ServerDrainingError, ServerStartingError
 from sagastore_server.rpc.status import STATUS_KEY, refusal_of
 from sagastore_server.storage.errors import FencedError, StorageFullError, UnavailableError
@@ -54,6 +55,10 @@ class ErrorResponder:
             call.code = "CANCELLED"
             raise asyncio.CancelledError from error
         adopt_call_id(call, context)
+        if isinstance(error, ForwardedStatusError):
+            call.code, call.refusal = error.code.name, error.message
+            await _abort(context.abort(error.code, error.message, error.metadata))
+            raise asyncio.CancelledError
         refusal = refusal_of(error, call.id)
         call.code, call.refusal = refusal.code.name, refusal.message
         if refusal.code is grpc.StatusCode.INTERNAL:
@@ -61,12 +66,8 @@ class ErrorResponder:
         elif isinstance(error, _OUTAGES) and not isinstance(error, _NO_OUTAGES):
             self._log_outage(call, error.reason, str(error))
         _drop_tracebacks(error)
-        abort = context.abort(refusal.code, refusal.message, ((STATUS_KEY, refusal.details),))
-        # The status queues behind the messages that the client has not read. It has been handed
-        # to gRPC by the time of the timeout; a client that does not read must not keep the call.
-        with suppress(TimeoutError, aio.InternalError):
-            async with asyncio.timeout(STATUS_TIMEOUT):
-                await abort
+        details = ((STATUS_KEY, refusal.details),)
+        await _abort(context.abort(refusal.code, refusal.message, details))
         raise asyncio.CancelledError
 
     def _log_outage(self, call: CallContext, reason: str, detail: str) -> None:
@@ -83,6 +84,17 @@ class ErrorResponder:
             more=self._unlogged,
         )
         self._next_line, self._unlogged = now + _LOG_INTERVAL, 0
+
+
+async def _abort(abort: Awaitable[Any]) -> None:
+    """End a call.
+
+    The status queues behind the messages that the client has not read. It has been handed to gRPC
+    by the time of the timeout; a client that does not read must not keep the call.
+    """
+    with suppress(TimeoutError, aio.InternalError):
+        async with asyncio.timeout(STATUS_TIMEOUT):
+            await abort
 
 
 def _drop_tracebacks(error: BaseException) -> None:

@@ -23,34 +23,34 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
 from sagastore_server.interfaces.access import Role
 from sagastore_server.interfaces.call_context import CallContext, current
-from sagastore_server.interfaces.errors import NoRequestError, RequestTooLargeError, StalledError
+from sagastore_server.interfaces.errors import StalledError
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.rpc.admission import AdmissionControl, Context, required_role
 from sagastore_server.rpc.change_details import noting_changes
 from sagastore_server.rpc.error_responder import STATUS_TIMEOUT, ErrorResponder
+from sagastore_server.rpc.forwarding import Forwarding
 from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.places import Place
-from sagastore_server.rpc.request_limits import request_limit
-from sagastore_server.rpc.wire import LARGE, InvalidText, decoder, examine, has_few_fields
+from sagastore_server.rpc.receiving import Parse, messages, parsed, parser, receiver
+from sagastore_server.rpc.wire import InvalidText
 from sagastore_server.runtime.supervisor import awaited
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.errors import InvalidRequestError
 from sagastore_server.storage.limits import MAX_PAGE_BYTES
 
 UnaryMethod = Callable[..., Awaitable[Message | bytes]]
-StreamMethod = Callable[[Any], AsyncIterator[Message]]
+StreamMethod = Callable[[Any], AsyncIterator[Message | bytes]]
 Handler = Callable[[Any, Context], Awaitable[Any]]
 TimeLeft = Callable[[], float | None]
 """Returns the seconds until the deadline of a call; None: it has no deadline."""
 Reserve = Callable[[int], None]
 """Reserves memory for an answer of this size in bytes; raises OverloadedError if there is none."""
 
-Receive = Callable[..., Awaitable[Message | InvalidText]]
+Respond = Callable[[Message, Context, Place], Awaitable[Message | bytes]]
 
 _WRITES_WITH_LARGE_ANSWERS = frozenset({"TruncateSession"})
 """Writes whose answer holds messages. Room for it is reserved before the write, because a write
@@ -112,6 +112,7 @@ def service_handler(
     tracer: Tracer = NO_TRACER,
     *,
     pool: WorkerPool | None = None,
+    forwarding: Forwarding | None = None,
 ) -> grpc.GenericRpcHandler:
     """Return gRPC's handler for ``service``, which calls the methods of ``servicer`` by name.
 
@@ -120,13 +121,14 @@ def service_handler(
     iterator, whose items may be ``InvalidText``. Methods do not see gRPC: they raise errors of
     the storage contract. The decorators `timed`, `endless` and `interruptible` change this. A
     response may also be its serialized form. Requests of many fields are examined in ``pool``,
-    or without one in a thread.
+    or without one in a thread. While ``forwarding`` is active, calls go to the holder of a
+    migration instead.
 
     Raises:
         AttributeError: The servicer lacks a method.
 
     """
-    dispatcher = _Dispatcher(admission, responder, tracer, pool)
+    dispatcher = _Dispatcher(admission, responder, tracer, pool, forwarding)
     handlers = {}
     for method in service.methods:
         target = noting_changes(method, getattr(servicer, method.name), admission.audit)
@@ -143,8 +145,10 @@ class _Dispatcher:
         responder: ErrorResponder,
         tracer: Tracer,
         pool: WorkerPool | None,
+        forwarding: Forwarding | None,
     ) -> None:
         self._admission = admission
+        self._forwarding = forwarding
         self._responder = responder
         self._tracer = tracer
         self._pool = pool
@@ -166,9 +170,10 @@ class _Dispatcher:
     def _unary(self, method: MethodDescriptor, target: UnaryMethod) -> Handler:
         admission, lifecycle = self._admission, self._admission.lifecycle
         name, role = _name(method), required_role(method)
-        receive = self._receiver(method)
-        trait, may_refuse = _trait_of(target), _may_refuse(method)
+        receive, parse = receiver(method, admission), parser(method, self._pool)
+        respond, may_refuse = _responding(target), _may_refuse(method)
         answer_reserve = MAX_PAGE_BYTES if method.name in _WRITES_WITH_LARGE_ANSWERS else 0
+        forward = None if self._forwarding is None else self._forwarding.unary
 
         async def call(_: Any, context: Context) -> bytes:
             record, began = admission.record_start(name)
@@ -181,21 +186,18 @@ class _Dispatcher:
                         place.reserve_answer(answer_reserve)
                     else:
                         place.check_answer_memory()
-                    request = _valid(await receive(context, place))
-                    if trait is _Trait.TIMED:
-                        response = await target(request, context.time_remaining)
-                    elif trait is _Trait.SIZED:
-                        response = await target(request, place.reserve_answer)
-                    else:
-                        response = await target(request)
-                    answer = _serialized(response)
+                    raw = await receive(context, place)
+                    answer = await forward(name, raw, context) if forward else None
+                    if answer is None:
+                        request = _valid(await parse(raw))
+                        answer = _serialized(await respond(request, context, place))
                     place.send(len(answer), may_refuse=may_refuse)
                 finally:
                     lifecycle.leave()
                 record.code = "OK"
                 return answer
             except Exception as exc:  # noqa: BLE001 - every error has a status
-                request = response = answer = None  # type: ignore[assignment]
+                request = raw = answer = None  # type: ignore[assignment]
                 await self._responder.refuse(context, record, exc)
             finally:
                 admission.record_end(record, _code(record, context), began, context)
@@ -205,98 +207,55 @@ class _Dispatcher:
     def _stream(self, method: MethodDescriptor, target: StreamMethod) -> Handler:
         admission = self._admission
         name, role = _name(method), required_role(method)
-        receive = self._receiver(method)
-        trait, may_refuse = _trait_of(target), _may_refuse(method)
+        receive, parse = receiver(method, admission), parser(method, self._pool)
+        own_trait, may_refuse = _trait_of(target), _may_refuse(method)
 
         async def call(_: Any, context: Context) -> None:
             record, began = admission.record_start(name)
             try:
-                with _counted(admission.lifecycle, trait):
+                with _counted(admission.lifecycle, own_trait):
                     admission.admit(record, context, role)
                     place = admission.acquire_stream(record, context)
-                    requests = (
-                        self._requests(receive, context, place)
+                    raw: bytes | AsyncIterator[bytes] = (
+                        messages(receive, admission, context, place)
                         if method.client_streaming
-                        else _valid(await receive(context, place))
+                        else await receive(context, place)
                     )
+                    trait = own_trait
+                    responses = await self._forwarded(name, raw, context)
+                    if responses is None:
+                        responses = await _answered(target, raw, parse)
+                    elif trait is None:
+                        trait = _Trait.INTERRUPTIBLE
                     async with (
                         _ended_by_drain(admission.lifecycle, trait),
                         admission.revocable(record, context, role),
                     ):
-                        await self._write_all(
-                            target(requests), context, place, may_refuse=may_refuse
-                        )
+                        await self._write_all(responses, context, place, may_refuse=may_refuse)
                 record.code = "OK"
             except Exception as exc:  # noqa: BLE001 - every error has a status
-                requests = None
+                raw = responses = None  # type: ignore[assignment]
                 await self._responder.refuse(context, record, exc)
             finally:
                 admission.record_end(record, _code(record, context), began, context)
 
         return call
 
-    def _receiver(self, method: MethodDescriptor) -> Receive:
-        """Return a function that receives and parses the next message of a call."""
-        admission = self._admission
-        request_type = GetMessageClass(method.input_type)
-        decode = decoder(request_type, repair=method.client_streaming)
-        limit = request_limit(method, admission.limits.max_request_bytes)
-        examined = self._examined(request_type, repair=method.client_streaming)
-
-        async def receive(
-            context: Context, place: Place, seconds: float | None = None
-        ) -> Message | InvalidText:
-            raw = await admission.reads.read(context, place.owner, seconds)
-            if raw is aio.EOF:
-                raise NoRequestError("the method requires one message, and the client sent none")
-            size = len(raw)
-            if size > limit:
-                raise RequestTooLargeError(
-                    f"the request has {size:,} bytes; this method accepts {limit:,}"
-                )
-            place.hold_request(size)
-            if size >= LARGE and not has_few_fields(request_type, raw):
-                rejected = await examined(raw)
-                if rejected is not None:
-                    return rejected
-            return decode(raw)
-
-        return receive
-
-    def _examined(
-        self, request_type: type[Message], *, repair: bool
-    ) -> Callable[[bytes], Awaitable[InvalidText | None]]:
-        pool = self._pool
-
-        async def examined(raw: bytes) -> InvalidText | None:
-            if pool is None:
-                return await asyncio.to_thread(examine, request_type, raw, repair)
-            (rejected,) = await pool.map(examine, [(request_type, raw, repair)])
-            return rejected
-
-        return examined
-
-    async def _requests(
-        self, receive: Receive, context: Context, place: Place
-    ) -> AsyncIterator[Message | InvalidText]:
-        """Receive the messages of a streaming request, at the rate that the caller is allowed.
-
-        The first must arrive as soon as the request of a unary method, a later one within
-        ``stall_timeout``.
-        """
-        seconds: float | None = None
-        while True:
-            try:
-                request = await receive(context, place, seconds)
-            except NoRequestError:
-                return
-            await self._admission.wait_for_rate(place.owner)
-            yield request
-            seconds = self._admission.limits.stall_timeout
+    async def _forwarded(
+        self, name: str, requests: bytes | AsyncIterator[bytes], context: Context
+    ) -> AsyncIterator[Message | bytes] | None:
+        """Return the holder's answers to a stream; None if this server must answer."""
+        forwarding = self._forwarding
+        connection = None if forwarding is None else await forwarding.connected()
+        if forwarding is None or connection is None:
+            return None
+        if isinstance(requests, bytes):
+            requests = _only(requests)
+        return forwarding.stream(connection, name, requests, context)
 
     async def _write_all(
         self,
-        responses: AsyncIterator[Message],
+        responses: AsyncIterator[Message | bytes],
         context: Context,
         place: Place,
         *,
@@ -370,6 +329,29 @@ def _name(method: MethodDescriptor) -> str:
     """Return the name of a method as in gRPC's paths, without the leading slash."""
     service, _, name = method.full_name.rpartition(".")
     return f"{service}/{name}"
+
+
+def _responding(target: UnaryMethod) -> Respond:
+    """Return a function that calls ``target`` with the arguments that its trait requires."""
+    trait = _trait_of(target)
+    if trait is _Trait.TIMED:
+        return lambda request, context, _: target(request, context.time_remaining)
+    if trait is _Trait.SIZED:
+        return lambda request, _, place: target(request, place.reserve_answer)
+    return lambda request, _, __: target(request)
+
+
+async def _answered(
+    target: StreamMethod, requests: bytes | AsyncIterator[bytes], parse: Parse
+) -> AsyncIterator[Message | bytes]:
+    """Return the answers of ``target`` to one request or to a stream of them."""
+    if isinstance(requests, bytes):
+        return target(_valid(await parse(requests)))
+    return target(parsed(requests, parse))
+
+
+async def _only(request: bytes) -> AsyncIterator[bytes]:
+    yield request
 
 
 def _valid(request: Message | InvalidText) -> Message:

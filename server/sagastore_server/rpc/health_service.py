@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from sagastore_server.rpc.admission import AdmissionControl, Limits
 from sagastore_server.rpc.error_responder import ErrorResponder
+from sagastore_server.rpc.forwarded_calls import ForwardedCalls
 from sagastore_server.rpc.handlers import service_handler
 from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.wire import InvalidText
@@ -122,13 +123,16 @@ async def _valid(
         yield request
 
 
-def health_admission(limits: Limits) -> AdmissionControl:
+def health_admission(
+    limits: Limits, forwarded_calls: ForwardedCalls | None = None
+) -> AdmissionControl:
     """Return the admission control of health and reflection.
 
     It accepts every caller in every state of the server, without a rate limit. Its slots are
     separate from those of the other services, so that neither takes slots from the other. It
     has a stream slot per connection in addition, because clients may watch the health of each. So
-    is its memory, which callers without credentials share.
+    is its memory, which callers without credentials share. Probes of forwarders are refused if
+    they are not meant for this server.
     """
     lifecycle = Lifecycle()
     lifecycle.start_accepting()
@@ -139,7 +143,7 @@ def health_admission(limits: Limits) -> AdmissionControl:
         answer_memory=_ANSWER_MEMORY,
         message_timeout=min(_MESSAGE_TIMEOUT, limits.message_timeout),
     )
-    return AdmissionControl(lifecycle, own, queue_reads=True)
+    return AdmissionControl(lifecycle, own, queue_reads=True, forwarded_calls=forwarded_calls)
 
 
 def health_handlers(

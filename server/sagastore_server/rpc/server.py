@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 from sagastore.v1 import file_pb2, migration_pb2, session_pb2, storage_pb2
 from sagastore_server.interfaces.access import AccessControl
 from sagastore_server.interfaces.audit import Audit
+from sagastore_server.interfaces.forwarding import ForwardingCounts
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tls import TlsMaterial, TlsSource
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
@@ -21,6 +22,8 @@ from sagastore_server.rpc.client_certificates import ClientCertificates
 from sagastore_server.rpc.connections import Connections
 from sagastore_server.rpc.error_responder import ErrorResponder
 from sagastore_server.rpc.file_service import FileServicer
+from sagastore_server.rpc.forwarded_calls import ForwardedCalls
+from sagastore_server.rpc.forwarding import Forwarding
 from sagastore_server.rpc.grpc_internals import create_server
 from sagastore_server.rpc.handlers import service_handler
 from sagastore_server.rpc.health_service import Health, health_admission, health_handlers
@@ -141,6 +144,10 @@ class ServerOptions(NamedTuple):
     """Whether each call is logged when it ends."""
     audit: Audit | None = None
     """Records changes and refused callers."""
+    forwarding: Forwarding | None = None
+    """Forwards calls until `serve_here`; None: this server answers calls from the start."""
+    store_id: Callable[[], str] = str
+    """Returns the identity of the store, once it is open; an empty string: not known."""
 
 
 class CannotListenError(Exception):
@@ -174,7 +181,8 @@ class RpcServer:
         # One process: it is for batches, and a second one would compete with the event loop.
         self._worker_pool = WorkerPool(1)
         self._server, call_counts = create_server(_channel_options(limits))
-        health = health_admission(limits)
+        forwarded_calls = ForwardedCalls(self._store_id, self._is_forwarding)
+        health = health_admission(limits, forwarded_calls)
         shedder = LoadShedder(
             limits.max_calls,
             call_counts,
@@ -193,12 +201,22 @@ class RpcServer:
             ),
             log_calls=options.log_calls,
             audit=options.audit,
+            forwarded_calls=forwarded_calls,
         )
         self._session_deletion = SessionDeletion(backend, self._supervisor)
         self._probes = health
         self._tasks: list[SupervisedTask] = []
         self._termination: asyncio.Task[bool] | None = None
         self._add_services(backend, control, health)
+
+    def _store_id(self) -> str:
+        """Return the identity of the store, or an empty string while it is not open."""
+        is_open = self._lifecycle.state is not LifecycleState.STARTING
+        return self._options.store_id() if is_open else ""
+
+    def _is_forwarding(self) -> bool:
+        forwarding = self._options.forwarding
+        return forwarding is not None and forwarding.active
 
     def _add_services(
         self, backend: StorageBackend, control: MigrationControl, health: AdmissionControl
@@ -217,7 +235,13 @@ class RpcServer:
         )
         handlers = [
             service_handler(
-                service, servicer, self.admission, responder, options.tracer, pool=self._worker_pool
+                service,
+                servicer,
+                self.admission,
+                responder,
+                options.tracer,
+                pool=self._worker_pool,
+                forwarding=options.forwarding,
             )
             for service, servicer in zip(_SERVICES, servicers, strict=True)
         ]
@@ -259,10 +283,27 @@ class RpcServer:
         return self._server.add_secure_port(address, _credentials(self._options.tls))
 
     async def start_accepting(self) -> None:
-        """Accept calls from now on; the backend must be open."""
+        """Accept calls from now on; the backend must be open, unless calls are forwarded."""
+        if self._is_forwarding():
+            self._lifecycle.start_accepting()
+        else:
+            self.serve_here()
+
+    def serve_here(self) -> None:
+        """Answer calls from the backend, which is open now, instead of forwarding them."""
+        if self._options.forwarding is not None:
+            self._options.forwarding.end()
+        if self._lifecycle.state is LifecycleState.DRAINING:
+            return
         self._lifecycle.start_accepting()
         self._session_deletion.start()
         self._health.set(_SERVING)
+
+    def set_forwarding_health(self, *, answers: bool, serving: bool) -> None:
+        """Report to health checks whether the holder ``answers``, and whether it is ``serving``."""
+        if self._lifecycle.state is LifecycleState.ACCEPTING:
+            self._health.set(_SERVING if answers else _NOT_SERVING)
+            self._health.set(_SERVING if serving else _NOT_SERVING, _STORE_NAMES)
 
     async def set_ready(self, ready: bool) -> None:
         """Report to health checks whether the store is available. Calls are accepted either way.
@@ -295,6 +336,8 @@ class RpcServer:
         await self._session_deletion.stop()
         tasks, self._tasks = self._tasks, []
         await asyncio.gather(*(task.stop() for task in tasks))
+        if self._options.forwarding is not None:
+            await self._options.forwarding.stop()
         try:
             # gRPC fails to stop a server that has terminated.
             if self._termination is None or not self._termination.done():
@@ -338,6 +381,11 @@ class RpcServer:
                 "the limit of open files (LimitNOFILE of systemd)",
             ),
         )
+
+    def forwarding_counts(self) -> ForwardingCounts | None:
+        """Return the counts of forwarded calls; None if none was ever forwarded."""
+        forwarding = self._options.forwarding
+        return None if forwarding is None else forwarding.counts
 
     @property
     def calls_in_progress(self) -> int:

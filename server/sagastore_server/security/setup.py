@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from sagastore_server.config.settings import Settings
+from sagastore_server.interfaces.tls import ClientTlsMaterial
 from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.security.access_file import AccessFile
 from sagastore_server.security.watched_files import FileError, Watched, watching
@@ -34,6 +35,7 @@ class SecuritySetup:
         self._requests_certificates = settings.tls_client_ca is not None
         try:
             self.tls = _tls(settings)
+            self.forward_tls = _forward_tls(settings)
             self.access = None if settings.access is None else AccessFile(settings.access)
         except FileError as exc:
             raise SecuritySetupError(str(exc)) from exc
@@ -41,6 +43,12 @@ class SecuritySetup:
             raise SecuritySetupError(
                 f"{settings.access} has [[certificate]] entries, but the server requests no client "
                 "certificates; set tls_client_ca, or remove these entries"
+            )
+
+        if self.access and self.access.rules.certificates and settings.forward:
+            raise SecuritySetupError(
+                f"{settings.access} has [[certificate]] entries, but a certificate cannot be "
+                "passed on by a server with forward; give these callers tokens"
             )
 
     @property
@@ -66,6 +74,15 @@ def _tls(settings: Settings) -> TlsFiles | None:
     from sagastore_server.security.tls import TlsFiles  # noqa: PLC0415
 
     return TlsFiles(cert, key, settings.tls_client_ca)
+
+
+def _forward_tls(settings: Settings) -> ClientTlsMaterial | None:
+    """Read what connections to the holder of a migration need; None: they are in plain text."""
+    if settings.forward_ca is None:
+        return None
+    from sagastore_server.security.tls import client_material  # noqa: PLC0415 - as above
+
+    return client_material(settings.forward_ca, settings.forward_cert, settings.forward_key)
 
 
 def _check_exposure(settings: Settings) -> None:

@@ -20,7 +20,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from sagastore_server.interfaces.tls import TlsMaterial
+from sagastore_server.interfaces.tls import ClientTlsMaterial, TlsMaterial
 from sagastore_server.security.watched_files import Content, FileError, WatchedFiles
 
 WARN_BEFORE = 30 * 86_400.0
@@ -112,6 +112,25 @@ def end_of(certificate: bytes) -> float:
 
     """
     return x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
+
+
+def client_material(ca: Path, cert: Path | None, key: Path | None) -> ClientTlsMaterial:
+    """Read and check the files for connections to another server.
+
+    Raises:
+        TlsError: They cannot be used.
+
+    """
+    if cert is None or key is None:
+        file = WatchedFiles([ca]).read()[0]
+        if file.problem:
+            raise TlsError(f"{ca} {file.problem}")
+        _check_authorities(ca, file.data)
+        return ClientTlsMaterial(file.data)
+    paths = [cert, key, ca]
+    found = _check(paths, WatchedFiles(paths).read()).material
+    assert found.client_ca is not None  # noqa: S101 - the third file
+    return ClientTlsMaterial(found.client_ca, found.chain, found.key)
 
 
 def _check(paths: Sequence[Path], files: Sequence[Content]) -> _Checked:
@@ -213,7 +232,7 @@ def _check_authorities(path: Path, data: bytes) -> None:
     # An expired authority may stay in the file beside its successor.
     found = _certificates(path, data)
     if all(_validity(path, certificate).ends <= time.time() for certificate in found):
-        raise TlsError(f"every certificate in {path} has expired, so no client could connect")
+        raise TlsError(f"every certificate in {path} has expired, so no connection could be made")
 
 
 def _date(seconds: float) -> str:

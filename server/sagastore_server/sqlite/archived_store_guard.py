@@ -49,6 +49,12 @@ def remembered(path: Path, *, recover: bool) -> StoreRecord | None:
         return None
 
 
+def store_id_of(path: Path) -> str:
+    """Return the identity of the store in a file that is open; empty: it is unreadable."""
+    found = remembered(path, recover=False)
+    return "" if found is None else found.store_id
+
+
 def remembered_by(connection: sqlite3.Connection) -> StoreRecord | None:
     """Return the migration state of an open database; None if it is not a SagaStore file.
 

@@ -124,6 +124,8 @@ class AuditTrail(Audit):
         if code != "OK":
             # Not validated: a text may be as long as a request.
             details = tuple((name, _bounded(value)) for name, value in details)
+        if call.client:
+            details = (("client", shown_peer(call.client)), *details)
         identity = call.identity
         certificate: Mapping[str, Any] = {}
         if self._has_certificates and (identity is None or not identity.credential):

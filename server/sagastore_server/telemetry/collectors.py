@@ -9,6 +9,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from sagastore_server.interfaces.backups import BackupRecord
+from sagastore_server.interfaces.forwarding import ForwardingCounts, ForwardingState
 from sagastore_server.interfaces.usage import Usage
 from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import BackfillState, StatusSnapshot, Verification
@@ -45,6 +46,41 @@ class AuditCollector(Collector):
             "Audit lines that could not be written.",
             value=self._lost(),
         )
+
+
+class ForwardingCollector(Collector):
+    """Collects what a forwarder does. Runs in the threads of the ops server."""
+
+    def __init__(
+        self,
+        state: Callable[[], ForwardingState | None],
+        counts: Callable[[], ForwardingCounts | None],
+    ) -> None:
+        """Collect from these."""
+        self._state = state
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics."""
+        yield _gauge(
+            "sagastore_forwarding",
+            "1 while calls are forwarded to the server with the SQLite file.",
+            self._state() is not None,
+        )
+        counts = self._counts() or ForwardingCounts()
+        yield CounterMetricFamily(
+            "sagastore_forwarded_calls",
+            "Calls that the server with the SQLite file has ended.",
+            value=counts.forwarded,
+        )
+        failures = CounterMetricFamily(
+            "sagastore_forwarding_failures",
+            "Calls that were not sent, or whose connection to that server was lost.",
+            labels=["reason"],
+        )
+        failures.add_metric(["HOLDER_UNREACHABLE"], counts.unreachable)
+        failures.add_metric(["HOLDER_LOST"], counts.lost)
+        yield failures
 
 
 class BackupCollector(Collector):

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from sagastore_server.interfaces.forwarding import ForwardingState
 from sagastore_server.interfaces.usage import Usage
 from sagastore_server.runtime.supervisor import Failure, Policy
 from sagastore_server.storage.load import Load
@@ -50,6 +51,7 @@ class Reason(enum.Enum):
     STORE_DOWN = "STORE_DOWN"
     WRITES_STALLED = "WRITES_STALLED"
     NOT_THE_HOLDER = "NOT_THE_HOLDER"
+    HOLDER_UNREACHABLE = "HOLDER_UNREACHABLE"
     TASK_FAILED = "TASK_FAILED"
 
 
@@ -85,6 +87,10 @@ class StartupProgress(NamedTuple):
     total: int
 
 
+def _not_forwarding() -> ForwardingState | None:
+    return None
+
+
 def _no_failures() -> Sequence[Failure]:
     return ()
 
@@ -106,6 +112,7 @@ class Readiness:
         self._failing: Callable[[], Sequence[Failure]] = _no_failures
         self._audit_failure: Callable[[], str] = str
         self._usage: Callable[[], Sequence[Usage]] = tuple
+        self._forwarding: Callable[[], ForwardingState | None] = _not_forwarding
 
     # ------------------------------------------------------------------ input
 
@@ -158,6 +165,10 @@ class Readiness:
         """Report what ``usage`` returns, which is called in any thread, if it nears its limit."""
         self._usage = usage
 
+    def watch_forwarding(self, state: Callable[[], ForwardingState | None]) -> None:
+        """Report whether the holder can be reached; ``state`` is called in any thread."""
+        self._forwarding = state
+
     # ------------------------------------------------------------------ output
 
     @property
@@ -181,6 +192,8 @@ class Readiness:
             found.append(_draining(self._draining(), left))
         elif self._opening is not None:
             found.append(_starting(self._opening))
+        elif (forwarding := self._forwarding()) is not None:
+            found += [] if forwarding.is_serving else [_holder_unreachable(forwarding)]
         elif self._snapshot is not None and self._snapshot.taken_over:
             found.append(_not_the_holder())
         elif self._store is not None and not self._store.healthy:
@@ -221,10 +234,12 @@ class Readiness:
     def document(self) -> dict[str, Any]:
         """Return the body of `/readyz`."""
         reasons = self.reasons()
-        snapshot = self._snapshot
+        snapshot, forwarding = self._snapshot, self._forwarding()
+        known = snapshot if forwarding is None else forwarding
         return {
             "ready": not reasons,
-            "phase": None if snapshot is None else snapshot.phase.slug,
+            "phase": None if known is None or known.phase is None else known.phase.slug,
+            "forwarding_to": None if forwarding is None else forwarding.holder,
             "reasons": [finding._asdict() for finding in reasons],
             "warnings": [finding._asdict() for finding in self.warnings()],
             "progress": None if not self._opening else self._opening._asdict(),
@@ -263,6 +278,20 @@ def _not_the_holder() -> Finding:
         Reason.NOT_THE_HOLDER.value,
         "another server has taken over this migration, so this one must not serve",
         "stop this server; send calls to the other one",
+    )
+
+
+def _holder_unreachable(state: ForwardingState) -> Finding:
+    if not state.holder:
+        detail = state.detail
+    else:
+        detail = f"calls are forwarded to {state.holder}, which cannot serve them: "
+        detail += state.detail or "it was not asked yet"
+    return Finding(
+        Reason.HOLDER_UNREACHABLE.value,
+        detail,
+        "check that the server with the SQLite file runs and can be reached from here; this one "
+        "then becomes ready automatically",
     )
 
 

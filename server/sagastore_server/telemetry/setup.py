@@ -10,6 +10,7 @@ import structlog
 from sagastore_server.config.address import Address
 from sagastore_server.config.settings import OFF, Settings
 from sagastore_server.interfaces.backups import BackupRecord
+from sagastore_server.interfaces.forwarding import ForwardingCounts, ForwardingState
 from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.interfaces.usage import Usage
@@ -49,6 +50,10 @@ class Sources(NamedTuple):
     """Number of audit lines that could not be written. Safe in any thread."""
     usage: Callable[[], Sequence[Usage]] = tuple
     """Usage of limited resources. Safe in any thread."""
+    forwarding: Callable[[], ForwardingState | None] | None = None
+    """Whether calls are forwarded, and to where; None: never. Safe in any thread."""
+    forwarding_counts: Callable[[], ForwardingCounts | None] | None = None
+    """Counts of forwarded calls. Safe in any thread. None without ``forward``."""
     backups: Callable[[], BackupRecord | None] | None = None
     """Reads the outcome of the last backups of the file. Safe in any thread. None without one."""
 
@@ -108,12 +113,15 @@ class Telemetry:
         tasks = supervisor or Supervisor(self.instruments)
         self.readiness.watch_tasks(lambda: tasks.failing)
         self.readiness.watch_usage(sources.usage)
+        if sources.forwarding is not None:
+            self.readiness.watch_forwarding(sources.forwarding)
         metrics, server = self._metrics, self._server
         if metrics is None or server is None:
             return
         from sagastore_server.telemetry.collectors import (  # noqa: PLC0415 - as in _bind
             AuditCollector,
             BackupCollector,
+            ForwardingCollector,
             StoreCollector,
         )
 
@@ -125,6 +133,10 @@ class Telemetry:
             StoreCollector(admission, self._sampler, self.readiness, sources.certificate_ends)
         )
         metrics.registry.register(AuditCollector(sources.audit_lost))
+        if sources.forwarding is not None and sources.forwarding_counts is not None:
+            metrics.registry.register(
+                ForwardingCollector(sources.forwarding, sources.forwarding_counts)
+            )
         if sources.backups is not None:
             metrics.registry.register(BackupCollector(sources.backups, self._is_file_in_use))
         self._sampler.start()

@@ -104,6 +104,13 @@ class OpenTelemetryTracer(Tracer):
             return _NOTHING
         return self._step(name, attributes)
 
+    def headers(self) -> Mapping[str, str]:
+        """See the contract."""
+        found: dict[str, str] = {}
+        if trace.get_current_span().is_recording():
+            self._propagator.inject(found)
+        return found
+
     def close(self) -> None:
         """Export the remaining spans, if the collector accepts them within `_FLUSH_SECONDS`."""
         # A daemon thread: a collector that hangs must not delay the exit of the server.
