@@ -82,7 +82,7 @@ def test_templates_use_existing_settings_and_set_all_that_values_cannot() -> Non
 
 def test_templates_use_existing_values() -> None:
     for text in TEMPLATES.values():
-        for name in re.findall(r"\.Values\.([A-Za-z.]+)", text):
+        for name in re.findall(r"\.Values\.([A-Za-z_.]+)", text):
             schema = SCHEMA
             for part in name.split("."):
                 assert part in schema["properties"], f".Values.{name}"

@@ -79,10 +79,9 @@ def pods(manifests: list[Manifest]) -> Iterator[Manifest]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("values", [OPEN, FULL], ids=["open", "full"])
-def test_chart_is_accepted(helm: str, tmp_path: Path, mode: str, values: Manifest) -> None:
+def test_chart_is_accepted(helm: str, tmp_path: Path, mode: str) -> None:
     """By `helm lint`, and by the schemas of Kubernetes, without unknown fields."""
-    values = {**values, "mode": mode}
+    values = {**FULL, "mode": mode}
     done = run(helm, "lint", tmp_path, values)
     assert done.returncode == 0, done.stdout
     assert "WARNING" not in done.stdout
@@ -91,13 +90,13 @@ def test_chart_is_accepted(helm: str, tmp_path: Path, mode: str, values: Manifes
         pytest.skip("needs the schemas of Kubernetes, which `make test-helm` installs")
     # The kinds of the Prometheus operator are not part of Kubernetes.
     own = [one for one in manifests if not one["apiVersion"].startswith("monitoring.")]
-    file = tmp_path / "manifests.json"
-    for manifest in own:
+    files = [tmp_path / f"{number}.json" for number in range(len(own))]
+    for file, manifest in zip(files, own, strict=True):
         file.write_text(json.dumps(manifest), encoding="utf-8")
-        command = [str(VALIDATE), "--strict", "--kubernetes-version", KUBERNETES, str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "passed" in done.stdout + done.stderr
+    command = [str(VALIDATE), "--strict", "--kubernetes-version", KUBERNETES, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (done.stdout + done.stderr).count(" passed for ") == len(own)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -197,7 +196,7 @@ def test_alerts_are_those_of_prometheus(helm: str, tmp_path: Path) -> None:
         (DATABASE, "set tls.existingSecret"),
         ({"allowInsecure": True}, "needs postgres.existingSecret"),
         ({**DATABASE, "tls": {"existingSecret": "tls"}}, "access.existingSecret"),
-        ({**SECURE, "probes": {"grpc": True}}, "cannot use TLS for a gRPC probe"),
+        ({**SECURE, "probes": {"grpc": True}}, "the gRPC probe does not use TLS"),
         ({**SECURE, "mode": "migration", "forwarding": {"tlsSecret": ""}}, "forwarding.tlsSecret"),
         ({**OPEN, "settings": {"max_callz": 3}}, "max_callz"),
     ],

@@ -79,7 +79,7 @@ access = {{ printf "/etc/sagastore/access/%s" .Values.access.key | toJson }}
 {{- fail (printf "mode %s needs postgres.existingSecret: the secret with the connection string" .Values.mode) -}}
 {{- end -}}
 {{- if and .Values.probes.grpc .Values.tls.existingSecret -}}
-{{- fail "probes.grpc and tls.existingSecret contradict each other: the kubelet cannot use TLS for a gRPC probe" -}}
+{{- fail "probes.grpc and tls.existingSecret contradict each other: the gRPC probe does not use TLS" -}}
 {{- end -}}
 {{- if and .Values.forwarding.tlsSecret (not .Values.tls.existingSecret) -}}
 {{- fail "forwarding.tlsSecret needs tls.existingSecret: the servers use TLS among themselves only if they serve it" -}}
@@ -106,7 +106,7 @@ access = {{ printf "/etc/sagastore/access/%s" .Values.access.key | toJson }}
 {{- $forwards := and (not $holder) (eq .Values.mode "migration") -}}
 metadata:
   labels:
-    {{- include "sagastore.labels" . | nindent 4 }}
+    {{- include "sagastore.selector" . | nindent 4 }}
     app.kubernetes.io/component: {{ $.role }}
     {{- with .Values.podLabels }}
     {{- toYaml . | nindent 4 }}
