@@ -13,10 +13,10 @@ import secrets
 import shutil
 import signal
 import subprocess
-import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,14 @@ class Node:
             postmaster = self.postmaster()
             found += [postmaster, *_children(postmaster)]
         return found
+
+    def is_healthy(self) -> bool:
+        """Return whether its Patroni says that PostgreSQL runs."""
+        with suppress(OSError):
+            url = f"http://{self.api.address}/health"
+            with urllib.request.urlopen(url, timeout=2) as answer:
+                return bool(answer.status == HTTPStatus.OK)
+        return False
 
     def postmaster(self) -> int:
         """Return the PID of the postmaster."""
@@ -204,6 +212,9 @@ class PatroniCluster:
             raise TimeoutError(f"the cluster is not complete: {self.state()}{logs}") from exc
 
     def _complete(self) -> bool:
+        # What etcd knows of a node that has just failed may be old.
+        if not all(node.is_healthy() for node in self.nodes.values()):
+            return False
         members = self.state()
         roles = sorted(member["role"] for member in members)
         timelines = {member.get("timeline") for member in members}
