@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from contextlib import suppress
+from typing import NamedTuple
 
 import asyncpg
 
@@ -47,8 +48,16 @@ class CountingChecker(Checker):
         return next(at for at in self.times if at > moment) - moment
 
 
-async def promotion(*dsns: str) -> float:
-    """Wait until one of these standbys is the primary; return the time by ``time.monotonic``."""
+class Promotion(NamedTuple):
+    """When a standby became the primary, by ``time.monotonic``."""
+
+    promoted: float
+    followed: float
+    """When a standby of the quorum streamed from it: no write can be acknowledged earlier."""
+
+
+async def promotion(*dsns: str) -> Promotion:
+    """Wait until one of these standbys is the primary and is followed."""
     tasks = [asyncio.create_task(_promoted(dsn)) for dsn in dsns]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -59,14 +68,26 @@ async def promotion(*dsns: str) -> float:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _promoted(dsn: str) -> float:
+async def _promoted(dsn: str) -> Promotion:
+    await _until(dsn, "SELECT NOT pg_is_in_recovery()")
+    promoted = time.monotonic()
+    await _until(
+        dsn,
+        "SELECT EXISTS (SELECT FROM pg_stat_replication"
+        " WHERE state = 'streaming' AND sync_state = 'quorum')",
+    )
+    return Promotion(promoted, time.monotonic())
+
+
+async def _until(dsn: str, condition: str) -> None:
+    """Wait until ``condition`` holds; connects again as often as needed."""
     while True:
         with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
             connection = await asyncpg.connect(dsn, timeout=2)
             try:
-                while await connection.fetchval("SELECT pg_is_in_recovery()", timeout=2):  # noqa: ASYNC110 - no event
+                while not await connection.fetchval(condition, timeout=2):  # noqa: ASYNC110 - no event
                     await asyncio.sleep(0.01)
-                return time.monotonic()
+                return
             finally:
                 connection.terminate()
         await asyncio.sleep(0.05)

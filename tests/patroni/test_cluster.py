@@ -21,7 +21,7 @@ import pytest
 
 from sagastore import AsyncClient, RetryPolicy
 from tests.patroni.cluster import ROOT, PatroniCluster
-from tests.patroni.measure import CountingChecker, promotion
+from tests.patroni.measure import CountingChecker, Promotion, promotion
 from tests.support.checker import Value
 from tests.support.postgres import execute
 from tests.support.server_process import ServerProcess
@@ -108,9 +108,14 @@ async def service(
         assert stored == checker.settled()
 
 
-def report(name: str, case: Case, promoted: float | None) -> None:
+def report(name: str, case: Case, change: Promotion | None) -> None:
     """Write the figures that the documentation has to standard output."""
-    recovery = "" if promoted is None else f", recovery {case.checker.first_after(promoted):.2f} s"
+    recovery = ""
+    if change is not None:
+        recovery = (
+            f"; after the promotion, a standby follows in {change.followed - change.promoted:.2f} s"
+            f", a write is acknowledged in {case.checker.first_after(change.promoted):.2f} s"
+        )
     calls = case.running.calls.total()
     sys.stdout.write(
         f"\n{name}: {case.running.acknowledged} writes acknowledged, 0 lost, "
@@ -123,7 +128,7 @@ def by_itself(name: str) -> None:
     """Leave it to Patroni, which starts PostgreSQL again as a standby."""
 
 
-async def fail_over(case: Case, fault: Fault, repair: Fault) -> float:
+async def fail_over(case: Case, fault: Fault, repair: Fault) -> Promotion:
     """Apply ``fault`` to the primary; return when a standby was promoted."""
     cluster, running = case.cluster, case.running
     old = str(cluster.leader())
@@ -132,39 +137,39 @@ async def fail_over(case: Case, fault: Fault, repair: Fault) -> float:
     watching = asyncio.create_task(promotion(*dsns))
     await running.more(100)
     await asyncio.to_thread(fault, old)
-    promoted = await running.during(watching)
+    change = await running.during(watching)
     # More than every client can have had in progress, so each has written to the new primary.
     await running.more(300)
     await asyncio.to_thread(repair, old)
     await running.during(asyncio.to_thread(cluster.until_complete))
-    return promoted
+    return change
 
 
 async def test_killed_primary(cluster: PatroniCluster, tmp_path: Path) -> None:
     """PostgreSQL dies, Patroni notices: calls with the default timeout succeed."""
     async with service(cluster, tmp_path, "killed", limit=CLIENT_TIMEOUT) as case:
-        promoted = await fail_over(case, cluster.kill_postgres, by_itself)
-    report("kill -9 of PostgreSQL on the primary", case, promoted)
+        change = await fail_over(case, cluster.kill_postgres, by_itself)
+    report("kill -9 of PostgreSQL on the primary", case, change)
 
 
 async def test_switchover(cluster: PatroniCluster, tmp_path: Path) -> None:
     async with service(cluster, tmp_path, "switched", limit=CLIENT_TIMEOUT) as case:
-        promoted = await fail_over(case, cluster.switch_over_from, by_itself)
-    report("switchover", case, promoted)
+        change = await fail_over(case, cluster.switch_over_from, by_itself)
+    report("switchover", case, change)
 
 
 async def test_killed_node(cluster: PatroniCluster, tmp_path: Path) -> None:
     """PostgreSQL and Patroni die together: the lock expires after ttl seconds."""
     async with service(cluster, tmp_path, "lost", limit=LONG_TIMEOUT) as case:
-        promoted = await fail_over(case, cluster.kill, cluster.start_node)
-    report("kill -9 of the whole primary node", case, promoted)
+        change = await fail_over(case, cluster.kill, cluster.start_node)
+    report("kill -9 of the whole primary node", case, change)
 
 
 async def test_frozen_node(cluster: PatroniCluster, tmp_path: Path) -> None:
     """The primary hangs and ends no connection; later it runs again."""
     async with service(cluster, tmp_path, "frozen", limit=LONG_TIMEOUT) as case:
-        promoted = await fail_over(case, cluster.freeze, cluster.thaw)
-    report("primary node frozen and thawed", case, promoted)
+        change = await fail_over(case, cluster.freeze, cluster.thaw)
+    report("primary node frozen and thawed", case, change)
 
 
 async def test_frozen_standby(cluster: PatroniCluster, tmp_path: Path) -> None:
@@ -180,5 +185,5 @@ async def test_frozen_standby(cluster: PatroniCluster, tmp_path: Path) -> None:
 
 async def test_killed_primary_behind_haproxy(cluster: PatroniCluster, tmp_path: Path) -> None:
     async with service(cluster, tmp_path, "proxied", limit=CLIENT_TIMEOUT, proxied=True) as case:
-        promoted = await fail_over(case, cluster.kill_postgres, by_itself)
-    report("kill -9 of PostgreSQL on the primary, behind HAProxy", case, promoted)
+        change = await fail_over(case, cluster.kill_postgres, by_itself)
+    report("kill -9 of PostgreSQL on the primary, behind HAProxy", case, change)
