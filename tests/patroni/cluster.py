@@ -66,13 +66,48 @@ class Node:
                 start_new_session=True,
             )
 
-    def pids(self) -> list[int]:
-        """Return Patroni, the postmaster and its children, as far as they run."""
-        found = [] if self._process is None else [self._process.pid]
-        with suppress(OSError, ValueError, IndexError):
-            postmaster = self.postmaster()
-            found += [postmaster, *_children(postmaster)]
-        return found
+    def freeze(self) -> None:
+        """Suspend Patroni and PostgreSQL: nothing answers, and no connection ends."""
+        self._signal_patroni(signal.SIGSTOP)
+        # The postmaster first, so that there is no new process meanwhile.
+        _signal(self._postgres(), signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Resume all processes."""
+        _signal(reversed(list(self._postgres())), signal.SIGCONT)
+        self._signal_patroni(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Kill Patroni and PostgreSQL, also if they are frozen."""
+        self.freeze()
+        _signal(list(self._postgres()), signal.SIGKILL)
+        self._signal_patroni(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
+
+    def kill_postgres(self) -> None:
+        """Kill the postmaster; Patroni goes on."""
+        _signal([next(self._postgres())], signal.SIGKILL)
+
+    def _signal_patroni(self, number: signal.Signals) -> None:
+        """Send a signal to Patroni and the programs that it runs, except PostgreSQL."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    def _postgres(self) -> Iterator[int]:
+        """Yield the postmaster, if it runs, and then its children."""
+        try:
+            postmaster = int((self.data / "postmaster.pid").read_text().splitlines()[0])
+            # The file remains after a crash, and its number can belong to another process.
+            if Path(f"/proc/{postmaster}/cwd").readlink() != self.data:
+                return
+        except (OSError, ValueError, IndexError):
+            return
+        yield postmaster
+        with suppress(OSError):
+            yield from _children(postmaster)
 
     def is_healthy(self) -> bool:
         """Return whether its Patroni says that PostgreSQL runs."""
@@ -81,17 +116,6 @@ class Node:
             with urllib.request.urlopen(url, timeout=2) as answer:
                 return bool(answer.status == HTTPStatus.OK)
         return False
-
-    def postmaster(self) -> int:
-        """Return the PID of the postmaster."""
-        return int((self.data / "postmaster.pid").read_text().splitlines()[0])
-
-    def kill(self) -> None:
-        """Kill all processes, frozen ones as well."""
-        _signal(self.pids(), signal.SIGKILL)
-        if self._process is not None:
-            self._process.wait()
-            self._process = None
 
     def close(self) -> None:
         """End the node at once, whatever its state."""
@@ -233,7 +257,7 @@ class PatroniCluster:
 
     def kill_postgres(self, name: str) -> None:
         """Kill the postmaster of a node; its Patroni goes on."""
-        os.kill(self.nodes[name].postmaster(), signal.SIGKILL)
+        self.nodes[name].kill_postgres()
 
     def kill(self, name: str) -> None:
         """Kill all processes of a node, as a power failure does."""
@@ -241,11 +265,11 @@ class PatroniCluster:
 
     def freeze(self, name: str) -> None:
         """Suspend all processes of a node: nothing answers, and no connection ends."""
-        _signal(self.nodes[name].pids(), signal.SIGSTOP)
+        self.nodes[name].freeze()
 
     def thaw(self, name: str) -> None:
         """Resume all processes of a node."""
-        _signal(reversed(self.nodes[name].pids()), signal.SIGCONT)
+        self.nodes[name].thaw()
 
     def switch_over_from(self, primary: str) -> None:
         """Make a standby the primary, with patronictl."""
