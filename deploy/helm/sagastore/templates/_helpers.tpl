@@ -170,7 +170,7 @@ spec:
         periodSeconds: 10
         timeoutSeconds: 5
         failureThreshold: 3
-      # Three in a row, so that a failover of PostgreSQL does not take all pods out of the service.
+      # Longer than a failover of PostgreSQL takes (Patroni: about 25 s), which all pods see at once.
       readinessProbe:
         {{- if .Values.probes.grpc }}
         grpc: {port: 50051}
@@ -179,7 +179,7 @@ spec:
         {{- end }}
         periodSeconds: 5
         timeoutSeconds: 3
-        failureThreshold: 3
+        failureThreshold: 6
       lifecycle:
         preStop:
           exec:
