@@ -46,7 +46,7 @@ from sagastore_server.telemetry.audit_writer import (
     StreamDestination,
 )
 from sagastore_server.telemetry.log_text import literals
-from sagastore_server.telemetry.readiness import Readiness
+from sagastore_server.telemetry.readiness import Readiness, not_forwarding
 from sagastore_server.telemetry.setup import Sources, Telemetry, TelemetryError
 
 _PROGRESS_INTERVAL = 2.0
@@ -100,11 +100,11 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
                 serving = Serving(
                     settings, server, service, telemetry, supervisor, systemd, address, say
                 )
-                if await _unless_stopped(serving.start(), signals, fatal):
-                    try:
+                try:
+                    if await _unless_stopped(serving.start(), signals, fatal):
                         await _until_stopped(signals, server, fatal)
-                    finally:
-                        await serving.stop()
+                finally:
+                    await serving.stop()
                 systemd.stopping(settings.drain_seconds)
                 telemetry.draining(settings.drain_seconds, lambda: server.calls_in_progress)
                 await _drain(server, settings.drain_seconds, signals)
@@ -380,8 +380,8 @@ def _sources(
         control=service.control,
         certificate_ends=None if tls is None else lambda: tls.ends,
         backups=(lambda: read_record(settings.sqlite)) if uses_file else None,
-        forwarding_counts=server.forwarding_counts if settings.forward else None,
-        forwarding=None if service.forwarder is None else service.forwarder.state,
+        forwarding=not_forwarding if service.forwarder is None else service.forwarder.state,
+        forwarding_counts=server.forwarding_counts,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from grpc import aio
 
@@ -41,8 +42,8 @@ class Node:
             self.address, options=(("grpc.use_local_subchannel_pool", 1),)
         )
         # The published types of stubs are those of blocking calls.
-        self.storage: StorageServiceStub = StorageServiceStub(self.channel)
-        self.migration: MigrationServiceStub = MigrationServiceStub(self.channel)
+        self.storage: Any = StorageServiceStub(self.channel)
+        self.migration: Any = MigrationServiceStub(self.channel)
 
     async def close(self) -> None:
         """Stop."""

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from sagastore.v1 import migration_pb2, storage_pb2
 from sagastore_server.interfaces.access import AccessControl, Caller, Role
@@ -20,6 +21,7 @@ from sagastore_server.interfaces.tracing import NO_TRACER, Span, Tracer
 from sagastore_server.rpc import forwarding
 from sagastore_server.rpc.admission import MIB, Limits
 from sagastore_server.rpc.forwarded_calls import mark
+from sagastore_server.rpc.holder_connection import Target
 from sagastore_server.rpc.server import ServerOptions
 from sagastore_server.storage.errors import Blocker, PreconditionError, UnavailableError
 from sagastore_server.storage.model import BulkResult, NewMessage, OnConflict
@@ -245,7 +247,7 @@ async def test_forwarder_accepts_no_forwarded_call(both: Pair) -> None:
 @pytest.mark.usefixtures("impatient")
 async def test_chain_of_forwarders_is_refused(both: Pair) -> None:
     async with pair(connected=False) as other:
-        target = forwarding.Target(both.forwarder.address, "")
+        target = Target(both.forwarder.address, "")
         other.forwarding.set_target(target)
         await until(lambda: "forwards its calls" in other.forwarding.state().detail)
         refusal = await refused(other.forwarder.storage.Get(storage_pb2.GetRequest(id="x")))
@@ -335,11 +337,13 @@ async def test_forwarder_reads_no_further_ahead_than_the_holder(both: Pair) -> N
     going_on = asyncio.Event()
     stored = both.holder.backend.bulk_save
 
-    async def bulk_save(drafts: Sequence[NewMessage], on_conflict: OnConflict, _: Any) -> BulkResult:
+    async def bulk_save(
+        drafts: Sequence[NewMessage], on_conflict: OnConflict, _: Any
+    ) -> BulkResult:
         await going_on.wait()
         return await stored(drafts, on_conflict)
 
-    both.holder.backend.bulk_save = bulk_save  # type: ignore[method-assign]
+    both.holder.backend.bulk_save = bulk_save  # type: ignore[method-assign, assignment]
     sent = 0
 
     async def requests() -> AsyncIterator[storage_pb2.BulkSaveRequest]:
@@ -363,7 +367,7 @@ async def test_forwarder_reads_no_further_ahead_than_the_holder(both: Pair) -> N
     assert [answer.sequence for answer in answers] == list(range(1, sent + 1))
 
 
-# ---------------------------------------------------------------- waiting, and the end of forwarding
+# ---------------------------------------------------------------- waiting, the end of forwarding
 
 
 @pytest.mark.usefixtures("impatient")
@@ -442,14 +446,12 @@ async def test_calls_of_a_former_holder_end_when_another_one_follows(both: Pair)
             both.forwarder.storage.Save(storage_pb2.SaveRequest(message=message()))
         )
         await held.begun.wait()
-        both.forwarding.set_target(forwarding.Target(other.holder.address, STORE))
+        both.forwarding.set_target(Target(other.holder.address, STORE))
         assert (await refused(call)).reason == "HOLDER_LOST"
         await saved(both.forwarder)
 
 
 async def test_health_follows_the_holder(both: Pair) -> None:
-    from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-
     health = health_pb2_grpc.HealthStub(both.forwarder.channel)
 
     async def status(service: str = "") -> int:
@@ -473,7 +475,5 @@ async def test_holder_whose_store_is_down_still_gets_calls(both: Pair) -> None:
     await both.holder.server.set_ready(False)
     await until(lambda: not both.forwarding.state().is_serving)
     both.holder.backend.error = UnavailableError("the disk is gone")
-    refusal = await refused(
-        both.forwarder.storage.Save(storage_pb2.SaveRequest(message=message()))
-    )
+    refusal = await refused(both.forwarder.storage.Save(storage_pb2.SaveRequest(message=message())))
     assert (refusal.reason, refusal.message) == ("STORE_UNAVAILABLE", "the disk is gone")

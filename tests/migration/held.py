@@ -75,8 +75,14 @@ class HeldTarget(PostgreSQLTarget):
         self.applying, self.renewing, self.copying = Hold(), Hold(), Hold()
         self.claimed = Hold()
         """Where a claim waits once it is done."""
+        self.finished = Hold()
+        """Where the last transaction waits once it is committed."""
         self.copies_until_held = -1
         self.reads_fail = False
+
+    async def finish(self, *args: Any, **options: Any) -> None:
+        await super().finish(*args, **options)
+        await self.finished.passed()
 
     async def claim(self, *args: Any, **options: Any) -> Any:
         record = await super().claim(*args, **options)
@@ -163,6 +169,7 @@ async def held(place: Place, options: Options = QUIET) -> AsyncIterator[Held]:
         for hold in (source.reads, target.applying, target.renewing, target.copying):
             hold.open()
         target.claimed.open()
+        target.finished.open()
         await service.backend.close()
 
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.storage.errors import UnavailableError
 from sagastore_server.storage.model import Store
 from sagastore_server.storage.phase import Phase
 from tests.migration.conftest import Place
 from tests.migration.held import Held, held
+from tests.support.backends import opened
 from tests.support.drafts import draft
 from tests.support.migrating_service import change, eventually_current, unblocked, walk_to
 from tests.support.waiting import until
@@ -103,3 +109,26 @@ async def test_fallback_releases_waiting_read(place: Place) -> None:
         one.service._replicator.fallback.fall_back("the test says so")
         assert await failed == await one.text() == "two"
         assert (await save).durable_on == (Store.SQLITE,)  # type: ignore[attr-defined]
+
+
+async def test_sqlite_answers_no_read_once_another_server_may_write(place: Place) -> None:
+    """PostgreSQL is the only store, this server does not know it yet, and a forwarder does."""
+    async with held(place) as one:
+        await one.backend.save(draft("m", "one"))
+        await walk_to(one.control, Phase.READ_POSTGRES)
+        await eventually_current(one.control)
+        await unblocked(one.control)
+        one.target.finished.close()
+        changing = asyncio.create_task(change(one.control, Phase.POSTGRES_ONLY))
+        await one.target.finished.reached.wait()
+        options = PostgreSQLOptions(place.dsn, pool_min=1, pool_max=2)
+        async with opened(lambda: PostgreSQLStorage(options)) as other:
+            await other.save(draft("m", "two"))
+        assert await one.text() == "two"
+        one.target.reads_fail = True
+        with pytest.raises(UnavailableError, match="has not confirmed yet"):
+            await one.text()
+        one.target.reads_fail = False
+        one.target.finished.open()
+        await changing
+        assert await one.text() == "two"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from sagastore_server.config.sources import (
 from scripts.write_configuration import PAGE, with_generated_table
 
 ROOT = Path(__file__).parents[2]
+FORWARD = {"forward": True, "postgres": "postgresql://db.example/db"}
 
 
 @pytest.fixture(autouse=True)
@@ -119,9 +121,16 @@ def test_invalid_address_is_rejected(text: str) -> None:
         ({"shadow_share": "nan"}, "shadow_share: must be a number from 0 to 1"),
         ({"reflection": "perhaps"}, "reflection: must be true or false"),
         ({"sqlite": "~no-such-user/x"}, "sqlite: ~no-such-user/x begins with ~"),
+        ({"forward": True}, "forward: needs postgres"),
+        ({"forward_to": "h:1"}, "forward_to: needs forward"),
+        ({"advertise": "h:0"}, "advertise: must name a port"),
+        ({**FORWARD, "sqlite": "x.db"}, "forward: contradicts sqlite"),
+        ({**FORWARD, "forward_to": "h:0"}, "forward_to: must name a port"),
+        ({**FORWARD, "forward_cert": "c"}, "forward_cert: forward_cert and forward_key need"),
+        ({**FORWARD, "forward_cert": "c", "forward_key": "k"}, "forward_cert: needs forward_ca"),
     ],
 )
-def test_invalid_value_is_reported(given: dict[str, str], message: str) -> None:
+def test_invalid_value_is_reported(given: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load(None, **given)
     (problem,) = caught.value.problems

@@ -17,7 +17,7 @@ from sagastore_server.postgresql.errors import DRIVER_ERRORS, translating
 from sagastore_server.postgresql.file_store import PostgreSQLFiles
 from sagastore_server.postgresql.options import PostgreSQLOptions, display_address
 from sagastore_server.postgresql.pool import Pool
-from sagastore_server.postgresql.queries import QUERIES
+from sagastore_server.postgresql.queries import MIGRATION, QUERIES
 from sagastore_server.postgresql.reanalysis import Reanalyser
 from sagastore_server.postgresql.rows import SearchColumns, message_from_row, search_columns_of
 from sagastore_server.postgresql.schema import prepare
@@ -122,7 +122,8 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         """See the contract: creates or upgrades the schema."""
         try:
             await self._pool.open(logged=False)
-            self._schema_version, self.migrated_from = await prepare(self._pool, self.place)
+            self._schema_version = await prepare(self._pool, self.place)
+            self.migrated_from = await self._pool.value(MIGRATION["source"]) or ""
             await self._enter_timelines()
             await self._reanalyser.start()
         except (*DRIVER_ERRORS, ValueError, StorageError) as exc:

@@ -17,12 +17,15 @@ FROM migration
 
 -- name: phase
 -- Only columns that every schema version with this table has: read before an upgrade.
-SELECT phase, holder, source FROM migration
+SELECT phase, holder FROM migration
 
 -- name: holder
 -- The record, and the address that a holder has left. As `phase`, also of older schema versions.
 SELECT phase, source, session, (SELECT value FROM store_state WHERE name = $1) AS announced
 FROM migration
+
+-- name: source
+SELECT source FROM migration
 
 -- name: unfinished
 -- Whether this is the target of an unfinished migration.

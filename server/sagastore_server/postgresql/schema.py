@@ -71,10 +71,8 @@ LATE_INDEX = re.compile(r"^CREATE INDEX (\w+) (ON messages [^;]+);$", re.MULTILI
 SCHEMA_VERSION = STEPS[-1].number
 
 
-async def prepare(pool: Pool, place: str) -> tuple[int, str]:
+async def prepare(pool: Pool, place: str) -> int:
     """Create or upgrade the schema if needed, and return its version.
-
-    It also returns the identity of the SQLite file that was migrated to it; empty: none was.
 
     Servers that start together run it one after the other. On an up-to-date schema it needs no
     CREATE privilege. ``place`` is the name of the database in error messages.
@@ -87,27 +85,27 @@ async def prepare(pool: Pool, place: str) -> tuple[int, str]:
         await check_server(connection)
         async with pool.transaction(connection, BEGIN_READ):
             version = await version_of(connection)
-            source = await _refuse_target(connection, version, place)
+            finished = await _refuse_target(connection, version, place)
         if version < SCHEMA_VERSION:
             async with pool.transaction(connection, QUERIES["begin"]):
                 version = await upgrade(connection)
                 # A migration may have started while this server waited for the lock.
                 await _refuse_target(connection, version, place)
-        if source:
+        if finished:
             await _drop_guard(pool, connection)
-        return version, source
+        return version
 
 
-async def _refuse_target(connection: Connection, version: int, place: str) -> str:
-    """Refuse a migration target; return the source of a finished migration, or an empty text."""
+async def _refuse_target(connection: Connection, version: int, place: str) -> bool:
+    """Refuse a migration target; return whether a migration to this database has finished."""
     record = None
     if version >= MIGRATES_FROM:
         record = await connection.fetchrow(MIGRATION["phase"])
     if record is None:
-        return ""
+        return False
     phase, host = Phase(record["phase"]), host_of(record["holder"])
     if phase is Phase.POSTGRES_ONLY:
-        return str(record["source"])
+        return True
     raise CannotOpenError(
         f"{place} is the target of a migration in phase {phase.slug}; the messages are in its "
         f"SQLite file{' on ' + host if host else ''}; also set --sqlite, or finish the migration "

@@ -382,10 +382,10 @@ class RpcServer:
             ),
         )
 
-    def forwarding_counts(self) -> ForwardingCounts | None:
-        """Return the counts of forwarded calls; None if none was ever forwarded."""
+    def forwarding_counts(self) -> ForwardingCounts:
+        """Return the counts of forwarded calls."""
         forwarding = self._options.forwarding
-        return None if forwarding is None else forwarding.counts
+        return ForwardingCounts() if forwarding is None else forwarding.counts
 
     @property
     def calls_in_progress(self) -> int:

@@ -54,7 +54,7 @@ class ForwardingCollector(Collector):
     def __init__(
         self,
         state: Callable[[], ForwardingState | None],
-        counts: Callable[[], ForwardingCounts | None],
+        counts: Callable[[], ForwardingCounts],
     ) -> None:
         """Collect from these."""
         self._state = state
@@ -67,7 +67,7 @@ class ForwardingCollector(Collector):
             "1 while calls are forwarded to the server with the SQLite file.",
             self._state() is not None,
         )
-        counts = self._counts() or ForwardingCounts()
+        counts = self._counts()
         yield CounterMetricFamily(
             "sagastore_forwarded_calls",
             "Calls that the server with the SQLite file has ended.",

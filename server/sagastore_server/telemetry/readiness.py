@@ -87,7 +87,8 @@ class StartupProgress(NamedTuple):
     total: int
 
 
-def _not_forwarding() -> ForwardingState | None:
+def not_forwarding() -> ForwardingState | None:
+    """Return None: calls are not forwarded."""
     return None
 
 
@@ -112,7 +113,7 @@ class Readiness:
         self._failing: Callable[[], Sequence[Failure]] = _no_failures
         self._audit_failure: Callable[[], str] = str
         self._usage: Callable[[], Sequence[Usage]] = tuple
-        self._forwarding: Callable[[], ForwardingState | None] = _not_forwarding
+        self._forwarding: Callable[[], ForwardingState | None] = not_forwarding
 
     # ------------------------------------------------------------------ input
 
@@ -236,10 +237,11 @@ class Readiness:
         reasons = self.reasons()
         snapshot, forwarding = self._snapshot, self._forwarding()
         known = snapshot if forwarding is None else forwarding
+        target = {} if forwarding is None else {"forwarding_to": forwarding.holder}
         return {
             "ready": not reasons,
             "phase": None if known is None or known.phase is None else known.phase.slug,
-            "forwarding_to": None if forwarding is None else forwarding.holder,
+            **target,
             "reasons": [finding._asdict() for finding in reasons],
             "warnings": [finding._asdict() for finding in self.warnings()],
             "progress": None if not self._opening else self._opening._asdict(),

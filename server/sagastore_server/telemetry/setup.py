@@ -18,7 +18,7 @@ from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor
 from sagastore_server.storage.load import Load
 from sagastore_server.storage.migration import MigrationControl
 from sagastore_server.storage.phase import Phase
-from sagastore_server.telemetry.readiness import Readiness
+from sagastore_server.telemetry.readiness import Readiness, not_forwarding
 from sagastore_server.telemetry.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ class Sources(NamedTuple):
     """Number of audit lines that could not be written. Safe in any thread."""
     usage: Callable[[], Sequence[Usage]] = tuple
     """Usage of limited resources. Safe in any thread."""
-    forwarding: Callable[[], ForwardingState | None] | None = None
-    """Whether calls are forwarded, and to where; None: never. Safe in any thread."""
-    forwarding_counts: Callable[[], ForwardingCounts | None] | None = None
-    """Counts of forwarded calls. Safe in any thread. None without ``forward``."""
+    forwarding: Callable[[], ForwardingState | None] = not_forwarding
+    """Returns whether and where to calls are forwarded. Safe in any thread."""
+    forwarding_counts: Callable[[], ForwardingCounts] = ForwardingCounts
+    """Returns the counts of forwarded calls. Safe in any thread."""
     backups: Callable[[], BackupRecord | None] | None = None
     """Reads the outcome of the last backups of the file. Safe in any thread. None without one."""
 
@@ -113,8 +113,7 @@ class Telemetry:
         tasks = supervisor or Supervisor(self.instruments)
         self.readiness.watch_tasks(lambda: tasks.failing)
         self.readiness.watch_usage(sources.usage)
-        if sources.forwarding is not None:
-            self.readiness.watch_forwarding(sources.forwarding)
+        self.readiness.watch_forwarding(sources.forwarding)
         metrics, server = self._metrics, self._server
         if metrics is None or server is None:
             return
@@ -133,10 +132,9 @@ class Telemetry:
             StoreCollector(admission, self._sampler, self.readiness, sources.certificate_ends)
         )
         metrics.registry.register(AuditCollector(sources.audit_lost))
-        if sources.forwarding is not None and sources.forwarding_counts is not None:
-            metrics.registry.register(
-                ForwardingCollector(sources.forwarding, sources.forwarding_counts)
-            )
+        metrics.registry.register(
+            ForwardingCollector(sources.forwarding, sources.forwarding_counts)
+        )
         if sources.backups is not None:
             metrics.registry.register(BackupCollector(sources.backups, self._is_file_in_use))
         self._sampler.start()

@@ -1,0 +1,138 @@
+"""Forwarding with TLS, client certificates, tokens and audit trails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sagastore import TLS, AsyncClient, Message, UnauthenticatedError
+from tests.security.pki import Pki, chain, entry, environment, key, write_access
+from tests.support.ports import ReservedPort
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import until
+
+TOKENS = (entry("token", "web", "writer", token="web-token"),)
+FORWARDER = "forwarder.example"
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki(tmp_path_factory.mktemp("pki"))
+
+
+@asynccontextmanager
+async def secured(
+    folder: Path, pki: Pki, **forwarding: str
+) -> AsyncIterator[tuple[ServerProcess, ServerProcess]]:
+    """Run a holder with mutual TLS that gives the forwarder's certificate the role admin."""
+    tls = pki.server()
+    access = write_access(folder / "access.toml", *TOKENS, entry("certificate", FORWARDER, "admin"))
+    env = environment(tls, pki.ca, access) | {"SAGASTORE_AUDIT": str(folder / "audit.log")}
+    holder = ServerProcess(folder / "sagastore.db", env=env)
+    nobody = ReservedPort()
+    try:
+        await asyncio.to_thread(holder.start)
+        tokens = write_access(folder / "tokens.toml", *TOKENS)
+        leaf = pki.issue(FORWARDER)
+        env = environment(tls, None, tokens) | {
+            "SAGASTORE_FORWARD": "true",
+            "SAGASTORE_FORWARD_TO": holder.address,
+            "SAGASTORE_FORWARD_CA": str(pki.ca),
+            "SAGASTORE_FORWARD_CERT": str(pki.write("forwarder.pem", chain(leaf))),
+            "SAGASTORE_FORWARD_KEY": str(pki.write("forwarder.key", key(leaf))),
+        }
+        env |= {f"SAGASTORE_{name}": value for name, value in forwarding.items()}
+        env = {name: value for name, value in env.items() if value}
+        dsn = f"postgresql://nobody@{nobody.address}/nothing"
+        forwarder = ServerProcess(folder / "none.db", env=env, postgres=dsn)
+        try:
+            await asyncio.to_thread(forwarder.spawn)
+            await asyncio.to_thread(forwarder.wait_for_event, "forwarding starts")
+            yield holder, forwarder
+        finally:
+            forwarder.close()
+    finally:
+        holder.close()
+        nobody.close()
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "audit.log").read_text().splitlines()]
+
+
+async def test_callers_keep_their_identity_over_mutual_tls(tmp_path: Path, pki: Pki) -> None:
+    async with secured(tmp_path, pki) as (_, forwarder):
+        await asyncio.to_thread(forwarder.wait_for_event, "forwarding")
+        tls = TLS(ca=pki.ca)
+        async with AsyncClient(forwarder.address, tls=tls, token="web-token") as client:
+            await client.save(Message("openai", "user", "hello", id="m-1"))
+            assert (await client.get("m-1")).content == "hello"
+        await until(lambda: any(line["event"] == "change" for line in lines(tmp_path)))
+        (line,) = lines(tmp_path)
+        assert (line["caller"], line["role"], line["id"]) == ("web", "writer", "m-1")
+        assert line["client"].startswith("127.0.0.1:")
+        assert line["client"] != line["peer"]
+
+
+async def test_certificate_of_the_forwarder_gives_its_callers_no_role(
+    tmp_path: Path, pki: Pki
+) -> None:
+    """A forwarder without access control on the loopback address, where everybody can call it."""
+    async with secured(tmp_path, pki, ACCESS="") as (holder, forwarder):
+        await asyncio.to_thread(forwarder.wait_for_event, "forwarding")
+        async with AsyncClient(forwarder.address, tls=TLS(ca=pki.ca)) as client:
+            with pytest.raises(UnauthenticatedError, match="certificates do not count"):
+                await client.get("m-1")
+        own = TLS(ca=pki.ca, cert=pki.folder / "forwarder.pem", key=pki.folder / "forwarder.key")
+        async with AsyncClient(holder.address, tls=own) as client:
+            assert (await client.health()) is not None
+            assert (await client.migration.get()).epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "cause"),
+    [
+        (lambda _: {"FORWARD_CERT": "", "FORWARD_KEY": ""}, "closed the connection"),
+        (lambda _: {"FORWARD_CERT": "", "FORWARD_KEY": "", "FORWARD_CA": ""}, "set forward_ca"),
+        (
+            lambda folder: {"FORWARD_CA": str(Pki(folder / "other").ca)},
+            "its certificate is not trusted; check forward_ca",
+        ),
+    ],
+)
+async def test_mistakes_with_tls_are_named(
+    tmp_path: Path, pki: Pki, settings: Callable[[Path], dict[str, str]], cause: str
+) -> None:
+    async with secured(tmp_path, pki, **settings(tmp_path)) as (_, forwarder):
+        await until(
+            lambda: any(
+                event["event"] == "holder not available" and cause in event["reason"]
+                for event in forwarder.events
+            )
+        )
+
+
+async def test_certificate_entries_of_a_forwarder_are_refused(tmp_path: Path, pki: Pki) -> None:
+    access = write_access(
+        tmp_path / "access.toml", *TOKENS, entry("certificate", "client.example", "reader")
+    )
+    env = environment(pki.server(), pki.ca, access) | {"SAGASTORE_FORWARD": "true"}
+    server = ServerProcess(tmp_path / "none.db", env=env, postgres="postgresql://x@127.0.0.1:9/x")
+    server.spawn()
+    assert await asyncio.to_thread(server.wait) == 1
+    assert "a certificate cannot be passed on by a server with forward" in server.stderr[-1]
+
+
+async def test_unusable_authorities_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    env = {"SAGASTORE_FORWARD": "true", "SAGASTORE_FORWARD_CA": str(tmp_path / "ca.pem")}
+    server = ServerProcess(tmp_path / "none.db", env=env, postgres="postgresql://x@127.0.0.1:9/x")
+    server.spawn()
+    assert await asyncio.to_thread(server.wait) == 1
+    assert "ca.pem is not PEM" in server.stderr[-1]
