@@ -6,6 +6,10 @@ export PYTHON
 VENV ?= .venv
 VENV_PROTO ?= .venv-proto
 VENV_AUDIT ?= .venv-audit
+VENV_CLUSTER ?= .venv-cluster
+# PostgreSQL does not run as root; if you are root, Patroni needs a Python that another user can
+# execute.
+CLUSTER_PYTHON ?= $(if $(filter 0,$(shell id -u)),/usr/bin/python3,$(PYTHON))
 # For `make run`: options of `sagastore-server serve`.
 ARGS ?=
 # For `make demo`: a legacy database to copy, and 1 to keep the folder.
@@ -59,9 +63,11 @@ PYPROJECTS = client/pyproject.toml server/pyproject.toml
 GHZ_VERSION = 0.120.0
 GHZ_FOLDER = $(CURDIR)/build/tools/bin
 GHZ = $(GHZ_FOLDER)/ghz
+HELM_VERSION = 3.22.0
+HELM = $(GHZ_FOLDER)/helm
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo overload fuzz fuzz-arguments attacks chaos simulate porcupine bench load ghz ghz-where-go env test test-go test-upgrade parity lint format docs sync-client proto proto-check breaking build release-constraints sbom audit pins clean spec spec-quick traces
+.PHONY: help run run-postgres demo overload fuzz fuzz-arguments attacks chaos simulate porcupine bench load ghz ghz-where-go env test test-go test-helm test-patroni test-upgrade helm parity lint format docs sync-client proto proto-check breaking build release-constraints sbom audit pins clean spec spec-quick traces
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -122,6 +128,9 @@ ghz-where-go:
 ghz: $(GHZ) ## Build the load generator ghz with Go, into build/tools/bin
 	@echo "Ready: $(GHZ)"
 
+helm: $(HELM) ## Build helm with Go, into build/tools/bin
+	@echo "Ready: $(HELM)"
+
 env: $(VENV)/.stamp-dev ## Create the development environment in .venv
 	@echo "Ready: $(BIN) has sagastore, sagastore-server and the development tools"
 
@@ -147,6 +156,14 @@ test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run the tests that nee
 test-upgrade: $(VENV)/.stamp-dev ## Upgrade running servers of the previous schema version, with wheels built from the history
 	@$(BIN)/python -m pytest -m history tests/e2e/test_upgrade_from_history.py
 
+test-patroni: $(VENV)/.stamp-dev $(VENV_CLUSTER)/.stamp-cluster ## Fail over a Patroni cluster under load (needs etcd and haproxy; PYTEST_ARGS='-k frozen')
+	@for program in etcd haproxy; do command -v $$program >/dev/null || { echo "error: $$program" \
+	    "is missing; Debian, Ubuntu: apt install etcd-server haproxy" >&2; exit 1; }; done
+	@$(BIN)/python -m pytest -q -s -m patroni tests/patroni $(filter-out -n 2,$(PYTEST_ARGS))
+
+test-helm: $(VENV)/.stamp-dev $(VENV_CLUSTER)/.stamp-cluster $(HELM) ## Lint and render the Helm chart, and check the result with the schemas of Kubernetes
+	@$(BIN)/python -m pytest -q tests/deploy
+
 lint: $(VENV)/.stamp-dev ## Check style, types, import contracts and the protos
 	@failed=; \
 	for check in 'ruff check .' 'ruff format --check .' mypy 'lint-imports --no-logo' \
@@ -161,8 +178,9 @@ format: $(VENV)/.stamp-dev ## Format the code and apply automatic fixes
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.stamp-dev ## Write the generated reference pages in docs/reference
+docs: $(VENV)/.stamp-dev ## Write the generated reference pages in docs/reference, and parts of the chart
 	@$(BIN)/python -m scripts.write_configuration
+	@$(BIN)/python -m scripts.write_chart
 	@$(BIN)/python -m scripts.write_reference
 
 sync-client: $(VENV)/.stamp-dev ## Generate the blocking client from the asynchronous client
@@ -230,11 +248,12 @@ pins: $(VENV)/.made ## Update the pinned versions and write the constraints file
 	    --output-file constraints.txt -
 	@$(COMPILE) $(PINS_ARGS) --output-file constraints-proto.txt requirements-proto.in
 	@$(COMPILE) $(PINS_ARGS) --output-file constraints-audit.txt requirements-audit.in
-	@echo "Wrote constraints.txt, constraints-proto.txt and constraints-audit.txt; now run" \
+	@$(COMPILE) $(PINS_ARGS) --output-file constraints-cluster.txt requirements-cluster.in
+	@echo "Wrote constraints.txt and constraints-proto, -audit and -cluster.txt; now run" \
 	    "make release-constraints"
 
 clean: ## Remove environments, caches and built files
-	rm -rf $(VENV) $(VENV_PROTO) $(VENV_AUDIT) $(RELEASE) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV_PROTO) $(VENV_AUDIT) $(VENV_CLUSTER) $(RELEASE) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find client server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The version is set at build time, because ghz has none when Go builds it.
@@ -245,6 +264,12 @@ $(GHZ):
 	@echo "Building ghz $(GHZ_VERSION); the first time takes a minute or more"
 	@GOBIN=$(GHZ_FOLDER) go install -ldflags '-X main.version=$(GHZ_VERSION)' \
 	    github.com/bojand/ghz/cmd/ghz@v$(GHZ_VERSION)
+
+$(HELM):
+	@command -v go >/dev/null || { echo "error: helm is built with Go, which is not here; install" \
+	    "it (https://go.dev/dl), or put helm onto the PATH and run make test" >&2; exit 1; }
+	@echo "Building helm $(HELM_VERSION); the first time takes some minutes"
+	@GOBIN=$(GHZ_FOLDER) go install helm.sh/helm/v3/cmd/helm@v$(HELM_VERSION)
 
 # The environments. A stamp is rebuilt when a file that it depends on is newer.
 
@@ -273,4 +298,10 @@ $(VENV_AUDIT)/.stamp-audit: constraints-audit.txt requirements-audit.in
 	@scripts/make-venv.sh $(VENV_AUDIT)
 	@echo "Installing the tools for releases into $(VENV_AUDIT)"
 	@$(VENV_AUDIT)/bin/python $(PIP) install -c constraints-audit.txt -r requirements-audit.in
+	@touch $@
+
+$(VENV_CLUSTER)/.stamp-cluster: constraints-cluster.txt requirements-cluster.in
+	@PYTHON=$(CLUSTER_PYTHON) scripts/make-venv.sh $(VENV_CLUSTER)
+	@echo "Installing Patroni and the schemas of Kubernetes into $(VENV_CLUSTER)"
+	@$(VENV_CLUSTER)/bin/python $(PIP) install -c constraints-cluster.txt -r requirements-cluster.in
 	@touch $@

@@ -19,6 +19,7 @@ from tests.support.server_process import ServerProcess, serving
 _OPTIONAL = {
     "go": "builds a program in Go",
     "history": "builds an earlier version from the history of the repository",
+    "patroni": "runs a Patroni cluster",
 }
 """Marks of tests that are not part of every run."""
 

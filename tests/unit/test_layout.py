@@ -139,7 +139,13 @@ def test_integrations_import_public_names_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["constraints.txt", "constraints-proto.txt", "constraints-audit.txt"]
+    "name",
+    [
+        "constraints.txt",
+        "constraints-proto.txt",
+        "constraints-audit.txt",
+        "constraints-cluster.txt",
+    ],
 )
 def test_pins_are_plain_versions(name: str) -> None:
     """No addresses, no hashes: the pins hold wherever the packages come from."""
