@@ -1,0 +1,289 @@
+"""Faults of PostgreSQL nodes and of several servers.
+
+A fault is an asynchronous function that runs its whole course: what fails, how the failover manager
+reacts, and how the failed part returns. All its parameters are drawn from the generator in its
+`Scene`. Names of faults of nodes begin with "PostgreSQL", as `log_check` expects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from tools.chaos.cluster import Supervisor, send
+from tools.chaos.history import History
+from tools.chaos.replication.failover import FailoverManager
+from tools.chaos.replication.fleet import ClusterBed, Fleet
+from tools.chaos.replication.nodes import (
+    NO_ANSWER,
+    Node,
+    receiving_links,
+    replication_links,
+    server_links,
+)
+
+DETECTION = 0.1, 0.8
+"""Seconds until the failover manager notices a lost primary."""
+
+NOTICED = 1.5
+"""Seconds from a promotion until a former primary may run again. The watcher of each server asks
+every host twice a second; before it has seen the promotion, a server that still reaches the former
+primary reads from it. A failover manager prevents that by stopping the former primary first, or by
+a watchdog."""
+
+STAYS = 0.3, 1.5
+"""Seconds that a former primary then runs beside the new one."""
+
+
+class Scene(NamedTuple):
+    """Objects that a fault works on."""
+
+    bed: ClusterBed
+    fleet: Fleet
+    rng: random.Random
+    history: History
+
+    @property
+    def manager(self) -> FailoverManager:
+        return self.bed.manager
+
+
+Run = Callable[[Scene], Awaitable[None]]
+
+
+class ClusterFault(NamedTuple):
+    """Kind of fault."""
+
+    name: str
+    run: Run
+    weight: float
+    promotes: bool
+    """Whether a standby is promoted."""
+    brief: bool
+    """Whether it may happen during another fault."""
+
+
+CLUSTER_FAULTS: dict[str, ClusterFault] = {}
+
+
+def _fault(
+    name: str, weight: float = 1.0, *, promotes: bool = False, brief: bool = False
+) -> Callable[[Run], Run]:
+    def register(run: Run) -> Run:
+        CLUSTER_FAULTS[name] = ClusterFault(name, run, weight, promotes, brief)
+        return run
+
+    return register
+
+
+# ---------------------------------------------------------------------- the primary is lost
+
+
+async def _fail_over(scene: Scene, how: str) -> Node:
+    """Promote a standby after the time that noticing takes; return the former primary."""
+    primary = scene.manager.primary
+    scene.history.mark("primary lost", node=primary.name, how=how)
+    await asyncio.sleep(scene.rng.uniform(*DETECTION))
+    return await scene.manager.promote()
+
+
+async def _return(scene: Scene, former: Node) -> None:
+    """Let a former primary follow the new one."""
+    await scene.manager.attach(former, scene.rng.choice(["rewind", "rewind", "backup"]))
+
+
+@contextlib.asynccontextmanager
+async def _second_primary(scene: Scene, node: Node):  # type: ignore[no-untyped-def]
+    """Two nodes accept connections as primaries in this context, for a while."""
+    scene.history.mark("second primary", node=node.name)
+    yield
+    await asyncio.sleep(scene.rng.uniform(*STAYS))
+    scene.history.mark("second primary ends", node=node.name)
+
+
+@_fault("PostgreSQL: primary killed", 3, promotes=True)
+async def _primary_killed(scene: Scene) -> None:
+    primary = scene.manager.primary
+    await asyncio.to_thread(primary.kill)
+    await _return(scene, await _fail_over(scene, "killed"))
+
+
+@_fault("PostgreSQL: primary frozen, then killed", 2, promotes=True)
+async def _primary_frozen_and_killed(scene: Scene) -> None:
+    await asyncio.to_thread(scene.manager.primary.freeze)
+    former = await _fail_over(scene, "frozen")
+    await asyncio.sleep(scene.rng.uniform(0, NOTICED))
+    await asyncio.to_thread(former.kill)
+    await _return(scene, former)
+
+
+@_fault("PostgreSQL: primary frozen, thaws as a second primary", 4, promotes=True)
+async def _primary_frozen_and_thawed(scene: Scene) -> None:
+    await asyncio.to_thread(scene.manager.primary.freeze)
+    former = await _fail_over(scene, "frozen")
+    await asyncio.sleep(NOTICED)
+    former.thaw()
+    async with _second_primary(scene, former):
+        pass
+    await _return(scene, former)
+
+
+@_fault("PostgreSQL: primary cut off, returns as a second primary", 3, promotes=True)
+async def _primary_cut_off(scene: Scene) -> None:
+    primary = scene.manager.primary
+    links = [*server_links(primary), *replication_links(primary), *receiving_links(primary)]
+    with scene.bed.nodes.cut_off(links, silent=scene.rng.random() < 0.6):
+        former = await _fail_over(scene, "cut off")
+        await asyncio.sleep(NOTICED)
+    async with _second_primary(scene, former):
+        pass
+    await _return(scene, former)
+
+
+@_fault("PostgreSQL: switchover", 2, promotes=True)
+async def _switchover(scene: Scene) -> None:
+    primary = scene.manager.primary
+    scene.history.mark("primary lost", node=primary.name, how="switchover")
+    await asyncio.to_thread(primary.demote)
+    await scene.manager.attach(await scene.manager.promote(), "restart")
+
+
+# ---------------------------------------------------------------------- the primary stays
+
+
+@_fault("PostgreSQL: primary frozen and thawed")
+async def _primary_freezes(scene: Scene) -> None:
+    primary = scene.manager.primary
+    await asyncio.to_thread(primary.freeze)
+    await asyncio.sleep(scene.rng.uniform(0.2, 1.5))
+    primary.thaw()
+
+
+@_fault("PostgreSQL: primary cut off from its standbys")
+async def _primary_without_standbys(scene: Scene) -> None:
+    links = replication_links(scene.manager.primary)
+    with scene.bed.nodes.cut_off(links, silent=scene.rng.random() < 0.5):
+        await asyncio.sleep(scene.rng.uniform(0.3, 1.5))
+
+
+@_fault("PostgreSQL: primary cut off from a server")
+async def _primary_without_a_server(scene: Scene) -> None:
+    link = scene.rng.choice(server_links(scene.manager.primary))
+    with scene.bed.nodes.cut_off([link], silent=scene.rng.random() < 0.5):
+        await asyncio.sleep(scene.rng.uniform(0.3, 1.5))
+
+
+# ---------------------------------------------------------------------- standbys
+
+
+def _standby(scene: Scene) -> Node | None:
+    standbys = scene.manager.standbys
+    return scene.rng.choice(standbys) if standbys else None
+
+
+@contextlib.contextmanager
+def _disturbed(scene: Scene, node: Node):  # type: ignore[no-untyped-def]
+    scene.history.mark("standby disturbed", node=node.name)
+    try:
+        yield
+    finally:
+        scene.history.mark("standby undisturbed", node=node.name)
+
+
+@_fault("PostgreSQL: standby frozen", 1.5, brief=True)
+async def _standby_frozen(scene: Scene) -> None:
+    if (standby := _standby(scene)) is None:
+        return
+    with _disturbed(scene, standby):
+        await asyncio.to_thread(standby.freeze)
+        await asyncio.sleep(scene.rng.uniform(0.2, 1.5))
+        standby.thaw()
+
+
+@_fault("PostgreSQL: standby killed")
+async def _standby_killed(scene: Scene) -> None:
+    if (standby := _standby(scene)) is None:
+        return
+    with _disturbed(scene, standby):
+        await asyncio.to_thread(standby.kill)
+        await asyncio.sleep(scene.rng.uniform(0, 0.8))
+        await asyncio.to_thread(standby.start)
+
+
+@_fault("PostgreSQL: WAL receiver paused", 1.5, brief=True)
+async def _receiver_paused(scene: Scene) -> None:
+    if (standby := _standby(scene)) is None:
+        return
+    with contextlib.suppress(*NO_ANSWER):
+        row = await standby.row("SELECT pid FROM pg_stat_wal_receiver")
+        if row is not None:
+            with _disturbed(scene, standby):
+                os.kill(row[0], signal.SIGSTOP)
+                await asyncio.sleep(scene.rng.uniform(0.2, 1.5))
+                send(row[0], signal.SIGCONT)
+
+
+@_fault("PostgreSQL: replay paused", 1.5, brief=True)
+async def _replay_paused(scene: Scene) -> None:
+    if (standby := _standby(scene)) is None:
+        return
+    with contextlib.suppress(*NO_ANSWER):
+        await standby.run("SELECT pg_wal_replay_pause() WHERE pg_is_in_recovery()")
+        await asyncio.sleep(scene.rng.uniform(0.2, 1.5))
+        await standby.run("SELECT pg_wal_replay_resume() WHERE pg_is_in_recovery()")
+
+
+@_fault("PostgreSQL: standby cut off", brief=True)
+async def _standby_cut_off(scene: Scene) -> None:
+    if (standby := _standby(scene)) is None:
+        return
+    links = [*receiving_links(standby), *server_links(standby)]
+    with (
+        _disturbed(scene, standby),
+        scene.bed.nodes.cut_off(links, silent=scene.rng.random() < 0.5),
+    ):
+        await asyncio.sleep(scene.rng.uniform(0.3, 1.5))
+
+
+# ---------------------------------------------------------------------- the servers
+
+
+def _server(scene: Scene) -> Supervisor:
+    return scene.rng.choice(scene.fleet.supervisors)
+
+
+@_fault("server killed")
+async def _server_killed(scene: Scene) -> None:
+    supervisor = _server(scene)
+    supervisor.signal(signal.SIGKILL)
+    await asyncio.sleep(0)
+    await _until_up(supervisor)
+
+
+@_fault("server frozen", brief=True)
+async def _server_frozen(scene: Scene) -> None:
+    supervisor = _server(scene)
+    supervisor.signal(signal.SIGSTOP)
+    await asyncio.sleep(scene.rng.uniform(0.2, 1.2))
+    supervisor.signal(signal.SIGCONT)
+
+
+@_fault("rolling restart of the servers", 0.5)
+async def _rolling_restart(scene: Scene) -> None:
+    for supervisor in scene.fleet.supervisors:
+        await _until_up(supervisor)
+        supervisor.signal(signal.SIGTERM)
+        await _until_up(supervisor)
+
+
+async def _until_up(supervisor: Supervisor) -> None:
+    """Wait until a server that was asked to end has been started again."""
+    async with asyncio.timeout(120):
+        while supervisor.stopping:  # noqa: ASYNC110 - the supervisor has no event for it
+            await asyncio.sleep(0.02)
+        await supervisor.up.wait()
