@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sagastore_server.config.connection import Address
 from sagastore_server.postgresql.backend import PostgreSQLStorage
@@ -116,6 +119,37 @@ async def test_start_while_the_first_host_is_silent(postgres: ReplicatedPostgres
             await saved(backend, "after")
 
 
+async def test_start_while_an_old_primary_accepts_writes(
+    postgres: ReplicatedPostgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It comes first in the connection string, and the server knows no timeline yet."""
+    await postgres.configure(synchronous_standby_names="")
+    async with store(postgres.dsn) as backend:
+        await saved(backend, "before")
+    await asyncio.to_thread(postgres.standby.promote)
+    assert await postgres.value("SELECT pg_is_in_recovery()") is False
+    async with store(postgres.dsn) as backend:
+        await asyncio.gather(*(saved(backend, f"after-{number}") for number in range(8)))
+    assert {f"after-{number}" for number in range(8)} <= await ids_on(postgres.standby.dsn)
+    assert await ids_on(postgres.primary.dsn) == {"before"}
+    assert "is an old primary (timeline 1; " in caplog.text
+
+
+@pytest.mark.parametrize("unusable", ["silent", "refusing"])
+async def test_start_with_an_unusable_host(steady: ReplicatedPostgres, unusable: str) -> None:
+    """It is asked for its role as well, for a limited time, and is not needed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        if unusable == "refusing":
+            server.close()
+        hosts = f"{steady.primary.data.parent},127.0.0.1"
+        dsn = f"postgresql://postgres@/postgres?host={hosts}&port=5432,{port}"
+        async with asyncio.timeout(WITHIN), store(dsn) as backend:
+            assert backend._pool.connector is not None
+            assert backend._pool.connector.timeout <= 1
+            await saved(backend, unusable)
+
+
 async def test_no_revision_is_given_out_twice_if_writes_are_lost(
     postgres: ReplicatedPostgres,
 ) -> None:
@@ -182,6 +216,25 @@ async def test_role_without_access_to_wal_functions(steady: ReplicatedPostgres) 
         await connection.close()
     async with store(dsn) as backend:
         assert (await saved(backend, "one")).created
+
+
+ROLES = st.builds(Role, st.booleans(), st.integers(min_value=0, max_value=5))
+
+
+@given(st.lists(ROLES, min_size=1, max_size=4))
+def test_highest_timeline_of_all_hosts_is_chosen(roles: list[Role]) -> None:
+    """Only primaries count, and no choice is a promotion."""
+    promotions: list[int] = []
+    primary = Primary(lambda: promotions.append(primary.timeline))
+    hosts = [(Address(f"host{number}", 5432), role) for number, role in enumerate(roles)]
+    primary.choose(hosts)
+    timelines = [role.timeline for role in roles if not role.is_standby]
+    assert primary.is_known == bool(timelines)
+    assert primary.timeline == max(timelines, default=0)
+    if timelines:
+        assert primary.address is not None
+        assert dict(hosts)[primary.address] == Role(is_standby=False, timeline=primary.timeline)
+    assert promotions == []
 
 
 def test_lower_timeline_is_refused() -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql import timeline
 from sagastore_server.postgresql.batch import BLOCK
+from sagastore_server.postgresql.compatibility import Compatibility
 from sagastore_server.postgresql.diagnosis import cannot_open
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, translating
 from sagastore_server.postgresql.file_store import PostgreSQLFiles
@@ -20,7 +21,7 @@ from sagastore_server.postgresql.pool import Pool
 from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.reanalysis import Reanalyser
 from sagastore_server.postgresql.rows import SearchColumns, message_from_row, search_columns_of
-from sagastore_server.postgresql.schema import prepare
+from sagastore_server.postgresql.schema import SCHEMA_VERSION, prepare
 from sagastore_server.postgresql.search import (
     FIRST_BLOCK,
     compile_search,
@@ -103,7 +104,10 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         self._searching = asyncio.Semaphore(max(1, options.pool_max // 2))
         self._taking_turns = asyncio.Lock()
         self._last_turn = 0
-        self._reanalyser = Reanalyser(self._pool, self._worker_pool, self._supervisor)
+        self._compatibility = Compatibility(SCHEMA_VERSION)
+        self._reanalyser = Reanalyser(
+            self._pool, self._worker_pool, self._supervisor, self._compatibility
+        )
         self._writer: PostgreSQLGroupWriter | None = None
         self._watcher: PrimaryWatcher | None = None
         self._on_group: OnGroup = unheard
@@ -120,6 +124,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         """See the contract: creates or upgrades the schema."""
         try:
             await self._pool.open(logged=False)
+            self._start_watcher()
             self._schema_version = await prepare(self._pool, self.place)
             await self._enter_timelines()
             await self._reanalyser.start()
@@ -137,14 +142,17 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         async with self._pool.connection() as connection:
             await timeline.enter(self._pool, connection, connection.timeline)
 
-    def _start_writer(self) -> None:
+    def _start_watcher(self) -> None:
         assert self._pool.connector is not None  # noqa: S101 - the pool is open
         self._watcher = PrimaryWatcher(self._pool.connector, self._supervisor)
+
+    def _start_writer(self) -> None:
         self._writer = PostgreSQLGroupWriter(
             self._pool,
             self._worker_pool,
             self._options.writers,
             2 * self._options.acquire_timeout,
+            self._compatibility,
             on_group=self._on_group,
             supervisor=self._supervisor,
             tracer=self._tracer,
@@ -297,7 +305,9 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
     async def health(self) -> StoreHealth:
         """See the contract."""
         try:
-            self._schema_version = await self._pool.value(QUERIES["ping"]) or 0
+            [(version, compatible_from)] = await self._pool.rows(QUERIES["ping"])
+            self._schema_version = version or 0
+            self._compatibility.check(compatible_from)
             counts = await self._counts()
         except StorageError as exc:
             return StoreHealth(Store.POSTGRESQL, False, str(exc), -1, 0)
@@ -329,6 +339,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
                 commit_seconds=commits.longest_seconds,
                 commits_unconfirmed=commits.unconfirmed,
                 is_unreplicated=commits.is_refused,
+                is_outdated=self._compatibility.error is not None,
                 reanalysis=self.reanalysis,
             )
         ]

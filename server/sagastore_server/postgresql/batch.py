@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from sagastore_server.postgresql.compatibility import Compatibility
 from sagastore_server.postgresql.files import flush_files, lock_files
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import QUERIES
@@ -48,6 +49,7 @@ class LostRaceError(Exception):
 
 async def load(
     connection: Connection,
+    compatibility: Compatibility,
     ids: Iterable[Sequence[str]],
     sessions: Iterable[Sequence[str]],
     files: Iterable[Sequence[str]] = (),
@@ -56,12 +58,14 @@ async def load(
 
     Args:
         connection: The connection of the transaction.
+        compatibility: Says whether this server may write.
         ids: The ids of each write.
         sessions: The sessions of each write, apart from those of stored messages.
         files: The ids of the file records of each write. Every transaction locks these first.
 
     Raises:
         LostRaceError: The revisions taken are not greater than the stored ones.
+        OutdatedServerError: A newer server has upgraded the schema.
 
     """
     wanted_ids, wanted_sessions = list(ids), list(sessions)
@@ -78,7 +82,9 @@ async def load(
     rows = await connection.fetch(QUERIES["lock"], wanted, blocks, named)
     before = {row[0]: message_from_row(row) for row in rows if row[0] is not None}
     known = {row[7]: locked_session(row) for row in rows if row[0] is None and row[7] is not None}
-    ends = sorted(row[9] for row in rows if row[0] is None and row[7] is None)
+    blocks_taken = [row for row in rows if row[0] is None and row[7] is None]
+    compatibility.check(blocks_taken[0][10])
+    ends = sorted(row[9] for row in blocks_taken)
     known |= await _further_sessions(connection, before, {*known, *named})
     stored = [one.revision for one in before.values()]
     stored += [one.revision for one in known.values()]

@@ -2,7 +2,9 @@
 
 * Each address has a separate time limit, so a silent server does not keep the others from being
   tried. The limit of the driver spans all of them.
-* Only the primary is usable (``primary``), and the last one is tried first.
+* Only the primary is usable (``primary``), and the last one is tried first. Before the first
+  connection, every server is asked for its role: an old primary that was not stopped also accepts
+  writes, and only the timelines tell which one is the current one.
 * After a promotion, connections to the former primary are ended, also those that are in use: it may
   be silent, or not know that it is no longer the primary.
 * TCP keepalive detects an unreachable peer.
@@ -24,7 +26,8 @@ from weakref import WeakSet
 import asyncpg
 
 from sagastore_server.config.connection import Address, ConnectionParameters, Keepalive
-from sagastore_server.postgresql.primary import Primary, Role
+from sagastore_server.postgresql.errors import DRIVER_ERRORS
+from sagastore_server.postgresql.primary import Primary, Role, asked_role
 
 Connection = Any
 """An asyncpg connection. asyncpg has no type annotations."""
@@ -75,6 +78,7 @@ class Connector:
         """Seconds for establishing a connection to one address."""
         self.primary = Primary(self._promoted)
         self._on_promotion = on_promotion
+        self._asking = asyncio.Lock()
         self._connections: WeakSet[WatchedConnection] = WeakSet()
         tls = urlencode(dict(parameters.tls), quote_via=quote)
         self._dsn = f"postgresql://?{tls}" if tls else "postgresql://"
@@ -102,6 +106,7 @@ class Connector:
                 address.
 
         """
+        await self._find_primary()
         addresses = list(self.parameters.addresses)
         if self.parameters.shuffled:
             random.shuffle(addresses)
@@ -110,6 +115,32 @@ class Connector:
             with contextlib.suppress(*_NEXT_ADDRESS):
                 return await self._connect_primary(address, settings, prepare, command_timeout)
         return await self._connect_primary(last, settings, prepare, command_timeout)
+
+    async def _find_primary(self) -> None:
+        """Ask all servers at once for their roles, unless a primary is known or there is no choice.
+
+        It takes the time limit of one address at most. Servers that fail or do not answer are left
+        out; if that leaves no primary, the caller tries each in turn and reports the error.
+        """
+        async with self._asking:
+            if not self.has_choice or self.primary.is_known:
+                return
+            addresses = self.parameters.addresses
+            roles = await asyncio.gather(*map(self._role_at, addresses))
+            answered = zip(addresses, roles, strict=True)
+            self.primary.choose([(address, role) for address, role in answered if role])
+
+    async def _role_at(self, address: Address) -> Role | None:
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(self.timeout):
+                connection = await self.connect_to(address, {})
+                return await asked_role(connection)
+        except (*DRIVER_ERRORS, ValueError):
+            return None
+        finally:
+            if connection is not None:
+                connection.terminate()
 
     async def _connect_primary(
         self,

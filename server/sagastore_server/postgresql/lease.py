@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from sagastore_server.postgresql import indexes
+from sagastore_server.postgresql.compatibility import Compatibility
+from sagastore_server.postgresql.ddl_locks import TableLocks
 from sagastore_server.postgresql.pool import Connection
 from sagastore_server.postgresql.queries import MIGRATION
 from sagastore_server.postgresql.schema import host_of, upgrade
@@ -32,7 +34,7 @@ GUARDED = (
     "file_tombstones",
     "legacy_extra",
 )
-"""Tables that only the holder of the lease may write."""
+"""Tables that only the holder of the lease may write; messages first, as every writer locks."""
 
 
 class Claim(NamedTuple):
@@ -62,7 +64,12 @@ def record_from_row(row: Sequence[Any]) -> TargetRecord:
 
 
 async def hold(
-    connection: Connection, lease: Lease, applied: int = 0, after: int | None = None
+    connection: Connection,
+    lease: Lease,
+    applied: int = 0,
+    after: int | None = None,
+    *,
+    compatibility: Compatibility,
 ) -> TargetRecord:
     """Check the lease and lock the record, as the first statement of a transaction.
 
@@ -72,18 +79,20 @@ async def hold(
     Raises:
         FencedError: Another holder has the lease.
         TargetSetBackError: The stored position is not ``after``.
+        OutdatedServerError: A newer server has upgraded the schema.
 
     """
     row = await connection.fetchrow(MIGRATION["hold"], *lease, LEASE_SECONDS, applied, after)
     if row is None:
         if after is not None:
             # Either the lease or the position differs: checking the lease alone shows which.
-            record = await hold(connection, lease)
+            record = await hold(connection, lease, compatibility=compatibility)
             raise set_back(f"change {record.applied}", f"change {after}")
         raise FencedError(
             "another server holds the lease of the migration to PostgreSQL, so this one must not "
             "write; stop this server"
         )
+    compatibility.check(row["compatible_from"])
     return record_from_row(row)
 
 
@@ -115,36 +124,44 @@ async def note_mark(connection: Connection, mark: BackfillMark) -> None:
     await connection.execute(MIGRATION["set_mark"], mark.state.value, *mark[1:])
 
 
-async def take(connection: Connection, claim: Claim, place: str) -> TargetRecord:
+async def take(
+    locks: TableLocks, claim: Claim, place: str, compatibility: Compatibility
+) -> TargetRecord:
     """Create or upgrade the schema and take the lease, within a transaction.
 
     Raises:
         PreconditionError: LEASE_HELD, TARGET_NOT_EMPTY, OTHER_MIGRATION or
             MIGRATION_FINISHED.
         CannotOpenError: Foreign tables, or a schema that this server cannot use.
+        asyncpg.LockNotAvailableError: A table is in use.
 
     """
-    await upgrade(connection)
+    connection = locks.connection
+    await upgrade(locks)
     row = await connection.fetchrow(MIGRATION["lock_record"])
     if row is None:
-        await _begin(connection, claim, place)
+        await _begin(locks, claim, place)
     else:
         _check(record_from_row(row), claim, place)
     await connection.execute(MIGRATION["take_record"], *claim.lease)
     if await connection.fetchval(MIGRATION["guards"]) != len(GUARDED):
+        await locks.take(GUARDED)
         await connection.execute(MIGRATION["make_guard"])
-    return await hold(connection, claim.lease)
+        await locks.end_limit()
+    return await hold(connection, claim.lease, compatibility=compatibility)
 
 
-async def _begin(connection: Connection, claim: Claim, place: str) -> None:
+async def _begin(locks: TableLocks, claim: Claim, place: str) -> None:
     """Create the record if the store is empty."""
+    connection = locks.connection
     # Checked before the lock, so that a store in use is not blocked, and after it, to be safe.
     await _check_empty(connection, place)
-    await connection.execute(MIGRATION["lock_tables"])
+    await locks.take(GUARDED)
     await _check_empty(connection, place)
     await connection.execute(MIGRATION["clear_leftovers"])
     await indexes.drop(connection)
     await connection.execute(MIGRATION["new_record"], *claim[1:4], *claim.lease)
+    await locks.end_limit()
 
 
 async def _check_empty(connection: Connection, place: str) -> None:

@@ -44,7 +44,8 @@ WITH held AS (
 SELECT source, phase, epoch, holder, session,
     extract(epoch FROM lease_until - clock_timestamp())::float8 AS lease_seconds, applied,
     backfill_state, backfill_carried, backfill_cursor, backfill_upto, backfill_copied, backfill_total,
-    backfill_attempt, set_config('sagastore.session', session, true)
+    backfill_attempt, set_config('sagastore.session', session, true),
+    (SELECT max(compatible_from) FROM sagastore_schema) AS compatible_from
 FROM held
 
 -- name: new_record
@@ -83,10 +84,6 @@ SELECT name FROM (VALUES
     (2, 'files', EXISTS (SELECT FROM files)),
     (3, 'quarantined rows', EXISTS (SELECT FROM quarantine))
 ) AS kind (number, name, there) WHERE there ORDER BY number
-
--- name: lock_tables
--- The strongest lock that the transaction needs, to avoid an upgrade; messages first, as every writer.
-LOCK TABLE messages, sessions, tombstones, quarantine, files, file_tombstones, legacy_extra IN ACCESS EXCLUSIVE MODE
 
 -- name: clear_leftovers
 -- Rows of deleted messages: their revisions are unrelated to those of the new source.
@@ -132,8 +129,11 @@ $make$
 -- every write, and the next server start removes it.
 DO $drop$
 BEGIN
+    -- Other calls wait behind these locks, so the limits are those of ddl_locks.py, or shorter.
     PERFORM set_config('lock_timeout', '500ms', true);
-    LOCK TABLE messages, sessions, tombstones, quarantine, files, file_tombstones, legacy_extra IN ACCESS EXCLUSIVE MODE;
+    LOCK TABLE messages IN ACCESS EXCLUSIVE MODE;
+    PERFORM set_config('lock_timeout', '50ms', true);
+    LOCK TABLE sessions, tombstones, quarantine, files, file_tombstones, legacy_extra IN ACCESS EXCLUSIVE MODE;
     EXECUTE format('DROP FUNCTION %I.sagastore_guard() CASCADE', current_schema());
 EXCEPTION WHEN lock_not_available OR insufficient_privilege OR undefined_function THEN
     NULL;

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from sagastore_server.config.connection import Address
+from sagastore_server.postgresql.session import BEGIN_READ
 
 ROLE = """
 SELECT pg_is_in_recovery(), CASE WHEN NOT pg_is_in_recovery()
@@ -62,6 +63,20 @@ async def role_of(connection: Any) -> Role:
     return Role(is_standby, int(file[:_TIMELINE_DIGITS], 16) if file else 0)
 
 
+async def asked_role(connection: Any) -> Role:
+    """Return the role of the server that answers ``connection``, which is in no transaction.
+
+    Raises:
+        asyncpg.PostgresError, OSError, ...: See ``errors.DRIVER_ERRORS``.
+
+    """
+    # In a transaction because of poolers, which may assign a server to each.
+    await connection.execute(BEGIN_READ)
+    role = await role_of(connection)
+    await connection.execute("COMMIT")
+    return role
+
+
 class Primary:
     """The primary of one cluster, as far as it is known. Belongs to one event loop."""
 
@@ -72,6 +87,11 @@ class Primary:
         """Address of the last primary; None: not known yet."""
         self.timeline = 0
         """Highest timeline of a primary; 0: not known."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a primary was found before."""
+        return self.address is not None or self.timeline > 0
 
     def first(self, addresses: Sequence[Address]) -> list[Address]:
         """Return ``addresses`` with that of the last primary first."""
@@ -99,3 +119,21 @@ class Primary:
                     "PostgreSQL has a new primary: %s, timeline %d", address, role.timeline
                 )
                 self._on_promotion()
+
+    def choose(self, found: Sequence[tuple[Address, Role]]) -> None:
+        """Record the primary on the highest timeline, of the servers that answered at a start.
+
+        If there is no primary among them, nothing is recorded.
+        """
+        primaries = [(address, role) for address, role in found if not role.is_standby]
+        if not primaries:
+            return
+        chosen, role = max(primaries, key=lambda one: one[1].timeline)
+        self.accept(chosen, role)
+        for address, former in primaries:
+            if former.timeline < role.timeline:
+                _log.warning(
+                    "PostgreSQL at %s is an old primary (timeline %d; %s is on %d) and is not "
+                    "used; stop it, because other clients may write to it",
+                    *(address, former.timeline, chosen, role.timeline),
+                )

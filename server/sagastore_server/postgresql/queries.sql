@@ -31,7 +31,9 @@ END $$
 -- name: lock
 -- Locks the sessions $3 and those of the messages $1, then the messages, each in the order of their
 -- ids, then takes $2 blocks of revisions: a branch of the UNION runs after the ones before it. A row of
--- a session has no id; the last rows have neither id nor session, and the last revision of a block.
+-- a session has no id; the last rows have neither id nor session, the last revision of a block, and in
+-- place of the sequence the oldest schema version whose servers may write (compatibility.py). The
+-- snapshot of the statement is taken after its locks on the tables.
 WITH conversations AS MATERIALIZED (
     SELECT session_id, title, metadata::text AS metadata, explicit, message_count,
         providers::text AS providers, first_time, first_sequence, first_message, last_time,
@@ -52,8 +54,9 @@ FROM conversations
 UNION ALL
 SELECT *, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM locked
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, nextval('message_revisions'), NULL, NULL, NULL,
-    NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, nextval('message_revisions'),
+    (SELECT max(compatible_from) FROM sagastore_schema), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+    NULL, NULL
 FROM generate_series(1, $2::int)
 
 -- name: take_block
@@ -141,7 +144,7 @@ SELECT (SELECT count(*) FROM messages),
     (SELECT count(*) FROM files)
 
 -- name: ping
-SELECT max(version) FROM sagastore_schema
+SELECT max(version), max(compatible_from) FROM sagastore_schema
 
 -- name: quarantine
 SELECT number, source_key, reason, field, row FROM quarantine WHERE number > $1 ORDER BY number LIMIT $2
@@ -181,11 +184,24 @@ SELECT EXISTS (
         AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())
 )
 
--- name: versions
-SELECT version, compatible_from FROM sagastore_schema ORDER BY version DESC LIMIT 1
-
 -- name: note_version
 INSERT INTO sagastore_schema (version, compatible_from) VALUES ($1, $2)
+
+-- name: lock_holder
+-- The transaction that has had a lock on one of the tables $1 for longest, and for more than $2 seconds.
+-- A role without pg_read_all_stats sees no times of other roles; such a transaction counts as old. A
+-- prepared transaction has no process.
+SELECT c.relname, l.pid, a.usename, a.application_name, a.backend_type,
+    extract(epoch FROM clock_timestamp() - a.xact_start)::float8
+FROM pg_locks AS l
+JOIN pg_class AS c ON c.oid = l.relation
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+WHERE l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND n.nspname = current_schema() AND c.relname = ANY($1::text[])
+    AND l.pid IS DISTINCT FROM pg_backend_pid()
+    AND (a.xact_start IS NULL OR a.xact_start < clock_timestamp() - $2::float8 * interval '1 second')
+ORDER BY a.xact_start NULLS LAST LIMIT 1
 
 -- name: lock_schema
 -- One server at a time changes the schema. The end of the transaction releases the lock.
@@ -206,8 +222,12 @@ FROM (
 WHERE before <= $3::bigint ORDER BY id
 
 -- name: lock_rows
--- In the order in which every transaction locks them.
-SELECT FROM messages WHERE id = ANY($1::text[]) ORDER BY id FOR UPDATE
+-- In the order in which every transaction locks them. Returns their number, and `compatible_from` as
+-- `lock` does.
+WITH locked AS MATERIALIZED (
+    SELECT FROM messages WHERE id = ANY($1::text[]) ORDER BY id FOR UPDATE
+)
+SELECT (SELECT count(*) FROM locked), (SELECT max(compatible_from) FROM sagastore_schema)
 
 -- name: set_terms
 UPDATE messages AS old SET terms = new.terms, search = new.search, analysed_3 = new.revision

@@ -25,6 +25,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
+from sagastore_server.postgresql.compatibility import Compatibility
 from sagastore_server.postgresql.errors import translating
 from sagastore_server.postgresql.pool import Connection, Pool
 from sagastore_server.postgresql.queries import QUERIES
@@ -32,7 +33,7 @@ from sagastore_server.postgresql.rows import search_columns
 from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.search.analysis import ANALYSIS_VERSION
-from sagastore_server.storage.errors import FencedError
+from sagastore_server.storage.errors import FencedError, OutdatedServerError
 from sagastore_server.storage.reanalysis import ANALYSIS_STATE, Reanalysis, analysis_version
 
 ROWS, BYTES = 500, 512 * 1024
@@ -63,9 +64,19 @@ class _Step(NamedTuple):
 class Reanalyser:
     """Background task that analyses the stale rows of one database."""
 
-    def __init__(self, pool: Pool, worker_pool: WorkerPool, supervisor: Supervisor) -> None:
-        """Prepare to analyse the rows that ``pool`` leads to, in ``worker_pool``."""
+    def __init__(
+        self,
+        pool: Pool,
+        worker_pool: WorkerPool,
+        supervisor: Supervisor,
+        compatibility: Compatibility,
+    ) -> None:
+        """Prepare to analyse the rows that ``pool`` leads to, in ``worker_pool``.
+
+        ``compatibility`` says whether this server may write.
+        """
         self._pool = pool
+        self._compatibility = compatibility
         self._worker_pool = worker_pool
         self._supervisor = supervisor
         self._task: SupervisedTask | None = None
@@ -117,6 +128,8 @@ class Reanalyser:
         except FencedError:
             # Another server holds the migration, and analyses its rows.
             _log.info("search: the rows belong to a migration that another server holds")
+        except OutdatedServerError:
+            _log.info("search: a newer server analyses the rows")
 
     async def _go_through(self) -> int:
         """Go through all rows once, and return how many were stale."""
@@ -146,7 +159,8 @@ class Reanalyser:
                     self._pool.transaction(connection, QUERIES["begin"]),
                 ):
                     await self._enter(connection)
-                    await connection.execute(QUERIES["lock_rows"], ids)
+                    _, compatible_from = await connection.fetchrow(QUERIES["lock_rows"], ids)
+                    self._compatibility.check(compatible_from)
                     await connection.execute(
                         QUERIES["set_terms"], ids, revisions, list(terms), list(search)
                     )
@@ -160,6 +174,8 @@ class Reanalyser:
                 self._pool.transaction(connection, QUERIES["begin"]),
             ):
                 await self._enter(connection)
+                _, compatible_from = await connection.fetchrow(QUERIES["ping"])
+                self._compatibility.check(compatible_from)
                 await connection.execute(
                     QUERIES["raise_analysis"], ANALYSIS_STATE, str(ANALYSIS_VERSION)
                 )

@@ -12,6 +12,7 @@ from typing import TypeVar
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql import auxiliary_rows, indexes, journal_apply
 from sagastore_server.postgresql.backend import PostgreSQLStorage
+from sagastore_server.postgresql.ddl_locks import patiently
 from sagastore_server.postgresql.diagnosis import cannot_open
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, translating
 from sagastore_server.postgresql.lease import (
@@ -61,6 +62,9 @@ from sagastore_server.storage.replication import (
 
 T = TypeVar("T")
 
+CLAIM_PATIENCE = 10.0
+"""Seconds for which a claim waits for a table that is in use."""
+
 
 class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
     """Migration target, and a normal `PostgreSQLStorage` after ``finish``.
@@ -93,6 +97,7 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
     async def _open(self) -> None:
         try:
             await self._pool.open()
+            self._start_watcher()
             async with self._pool.connection() as connection:
                 await check_server(connection)
         except (*DRIVER_ERRORS, ValueError, StorageError) as exc:
@@ -152,12 +157,14 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
         """See the contract."""
         wanted = Claim(lease, source, phase, epoch, steal)
         with translating():
-            async with (
-                self._pool.connection() as connection,
-                self._pool.transaction(connection, QUERIES["begin"]),
-            ):
-                record = await take(connection, wanted, self.place)
-        await self._reanalyser.start(partial(hold, lease=lease))
+            async with self._pool.connection() as connection:
+                record = await patiently(
+                    self._pool,
+                    connection,
+                    lambda locks: take(locks, wanted, self.place, self._compatibility),
+                    CLAIM_PATIENCE,
+                )
+        await self._reanalyser.start(partial(hold, lease=lease, compatibility=self._compatibility))
         self._schema_version = max(self._schema_version, SCHEMA_VERSION)
         return record
 
@@ -316,7 +323,9 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
                 self._pool.connection() as connection,
                 self._pool.transaction(connection, QUERIES["begin"], acknowledged=stores),
             ):
-                record = await hold(connection, lease, applied, after)
+                record = await hold(
+                    connection, lease, applied, after, compatibility=self._compatibility
+                )
                 check_mark(record.backfill, before)
                 await work(connection)
             return record

@@ -13,8 +13,7 @@ from functools import partial
 from sagastore_server.config.connection import Address
 from sagastore_server.postgresql.connecting import Connection, Connector
 from sagastore_server.postgresql.errors import DRIVER_ERRORS
-from sagastore_server.postgresql.primary import Role, role_of
-from sagastore_server.postgresql.session import BEGIN_READ
+from sagastore_server.postgresql.primary import Role, asked_role
 from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor
 
 PROBE_SECONDS = 0.5
@@ -46,7 +45,7 @@ class PrimaryWatcher:
                     async with asyncio.timeout(self._connector.timeout):
                         if connection is None:
                             connection = await self._connector.connect_to(address, {})
-                        self._note(address, await _asked(connection))
+                        self._note(address, await asked_role(connection))
                 except DRIVER_ERRORS:
                     if connection is not None:
                         connection.terminate()
@@ -60,11 +59,3 @@ class PrimaryWatcher:
         primary = self._connector.primary
         if not role.is_standby and role.timeline > primary.timeline:
             primary.accept(address, role)
-
-
-async def _asked(connection: Connection) -> Role:
-    # In a transaction because of poolers, which may assign a server to each.
-    await connection.execute(BEGIN_READ)
-    role = await role_of(connection)
-    await connection.execute("COMMIT")
-    return role

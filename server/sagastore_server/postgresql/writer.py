@@ -25,6 +25,7 @@ import asyncpg
 
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql.batch import LostRaceError, flush, load
+from sagastore_server.postgresql.compatibility import Compatibility
 from sagastore_server.postgresql.errors import (
     AGAIN,
     is_connection_loss,
@@ -102,6 +103,7 @@ class PostgreSQLGroupWriter:
         worker_pool: WorkerPool,
         writers: int,
         patience: float,
+        compatibility: Compatibility,
         *,
         on_group: OnGroup = unheard,
         supervisor: Supervisor | None = None,
@@ -115,6 +117,7 @@ class PostgreSQLGroupWriter:
             writers: Maximum number of concurrent transactions.
             patience: Seconds after which a write that has not started fails, and after which a
                 group is not retried.
+            compatibility: Says whether this server may write.
             on_group: Called for each committed group.
             supervisor: Runs the background tasks.
             tracer: Records a span for each write.
@@ -125,6 +128,7 @@ class PostgreSQLGroupWriter:
         self._on_group = on_group
         self._tracer = tracer
         self._patience = patience
+        self._compatibility = compatibility
         self._waiting: deque[_Write] = deque()
         self._rows = 0
         """Rows of the waiting writes."""
@@ -303,6 +307,7 @@ class PostgreSQLGroupWriter:
     ) -> list[_Outcome]:
         changes = await load(
             connection,
+            self._compatibility,
             [write.ids for write in group],
             [write.sessions for write in group],
             [write.files for write in group],

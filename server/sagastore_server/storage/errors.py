@@ -193,6 +193,25 @@ class UnavailableError(StorageError):
         self.retry_after = retry_after
 
 
+class OutdatedServerError(UnavailableError):
+    """A newer server has upgraded the schema, and this one must not write to it any more.
+
+    Nothing was stored. Other servers accept the request.
+    """
+
+    reason = "SERVER_OUTDATED"
+
+    def __init__(self, compatible_from: int, supported: int) -> None:
+        """Report the oldest schema version whose servers may write, and that of this server."""
+        super().__init__(
+            "a newer server has upgraded the schema of the PostgreSQL store, which now needs "
+            f"servers that support schema version {compatible_from} or newer; this one supports "
+            f"up to {supported} and writes nothing; replace it by the newer version",
+            retry_after=0.1,
+        )
+        self.versions = (compatible_from, supported)
+
+
 class TargetSetBackError(UnavailableError):
     """The target does not have the position that it confirmed to this server.
 

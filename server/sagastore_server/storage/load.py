@@ -30,6 +30,9 @@ class Load(NamedTuple):
     is_unreplicated: bool = False
     """Whether the latest write was refused because no synchronous standby receives changes
     (PostgreSQL)."""
+    is_outdated: bool = False
+    """Whether this server must not write, because a newer one has upgraded the schema
+    (PostgreSQL)."""
     log_bytes: int = 0
     """Bytes of the write-ahead log (SQLite)."""
     file_bytes: int = 0

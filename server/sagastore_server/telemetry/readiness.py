@@ -50,6 +50,7 @@ class Reason(enum.Enum):
     STORE_DOWN = "STORE_DOWN"
     WRITES_STALLED = "WRITES_STALLED"
     NOT_THE_HOLDER = "NOT_THE_HOLDER"
+    SERVER_OUTDATED = "SERVER_OUTDATED"
     TASK_FAILED = "TASK_FAILED"
 
 
@@ -183,6 +184,8 @@ class Readiness:
             found.append(_starting(self._opening))
         elif self._snapshot is not None and self._snapshot.taken_over:
             found.append(_not_the_holder())
+        elif self._is_outdated:
+            found.append(_outdated())
         elif self._store is not None and not self._store.healthy:
             found.append(_store_down(self._store))
         elif self._commit_seconds > STALLED_AFTER:
@@ -212,9 +215,18 @@ class Readiness:
         return found
 
     @property
+    def _needs_postgres(self) -> bool:
+        """Whether PostgreSQL is the only store."""
+        return self._snapshot is not None and self._snapshot.phase is Phase.POSTGRES_ONLY
+
+    @property
+    def _is_outdated(self) -> bool:
+        return self._needs_postgres and any(load.is_outdated for load in self._loads)
+
+    @property
     def _commit_seconds(self) -> float:
         """Duration of the oldest commit on PostgreSQL, if writes depend on it."""
-        if self._snapshot is None or self._snapshot.phase is not Phase.POSTGRES_ONLY:
+        if not self._needs_postgres:
             return 0.0
         return max((load.commit_seconds for load in self._loads), default=0.0)
 
@@ -263,6 +275,15 @@ def _not_the_holder() -> Finding:
         Reason.NOT_THE_HOLDER.value,
         "another server has taken over this migration, so this one must not serve",
         "stop this server; send calls to the other one",
+    )
+
+
+def _outdated() -> Finding:
+    return Finding(
+        Reason.SERVER_OUTDATED.value,
+        "a newer server has upgraded the schema of the PostgreSQL store, so this one must not "
+        "write",
+        "replace this server by the newer version; send calls to the servers that have it",
     )
 
 
