@@ -16,7 +16,7 @@ from tools.chaos.durability import false_claims
 from tools.chaos.history import History, Outcome
 from tools.chaos.linearizable import Verdict, linearize
 from tools.chaos.minimal_proof import name, prove_wrong
-from tools.chaos.positions import violations_of_positions
+from tools.chaos.positions import unconfirmed_ids, violations_of_positions
 from tools.chaos.projection import Projection
 from tools.chaos.register_model import SAVES, Action, Call
 from tools.chaos.violations import Kind, Violation, violation
@@ -110,8 +110,10 @@ def check(
     report.reads = sum(not call.writes for calls in projection.calls.values() for call in calls)
     prove(projection.calls, projection.batches)
     judge = _Judge(history, report, budget)
+    unconfirmed = unconfirmed_ids(history)
     for id, calls in sorted(projection.calls.items()):
-        judge.judge(id, calls)
+        if id not in unconfirmed:
+            judge.judge(id, calls)
     return report
 
 

@@ -28,6 +28,10 @@ from tools.chaos.violations import Kind, Violation, violation
 WEAK = frozenset({"at_least", "any_replica"})
 """Requirements that an older state than the latest can meet."""
 
+CANCELLING, CANCELLED = "commits are cancelled", "commits were cancelled"
+"""Marks of the time in which commits that wait for a standby are cancelled. PostgreSQL then shows
+them, and a failover loses them. They must not be acknowledged."""
+
 Place = tuple[int, int]
 """Timeline and LSN: the order of the positions of one cluster."""
 
@@ -70,8 +74,8 @@ class _Id:
 
 def violations_of_positions(history: History) -> Iterator[Violation]:
     """Return the first contradiction of each id and each kind."""
-    judge = _Positions(history)
-    yield from judge.violations()
+    judge, unconfirmed = _Positions(history), unconfirmed_ids(history)
+    yield from (one for one in judge.violations() if one.id not in unconfirmed)
     if any(mark.kind == "promoted" for mark in history.marks):
         yield from _repeated_revisions(history)
 
@@ -203,6 +207,38 @@ def _repeated_revisions(history: History) -> Iterator[Violation]:
                 what = f"revision {revision} is that of {owner} as well"
                 yield violation(history, Kind.REVISION_REUSED, id, what, [other, operation])
                 return
+
+
+def unconfirmed_ids(history: History) -> set[str]:
+    """Return the ids with a write whose commit may have been seen and then lost.
+
+    Such a write was not acknowledged while commits were cancelled (`CANCELLING`). Reads may show
+    its value for a while, so nothing can be concluded from them.
+    """
+    windows = list(_windows(history))
+    found: set[str] = set()
+    for operation in history:
+        if windows and operation.kind in {"Save", "Delete", "BulkSave"}:
+            tries = operation.args.get("tries", 1)
+            if (operation.outcome is Outcome.UNKNOWN or tries > 1) and any(
+                operation.start <= ends and (operation.end or ends) >= begins
+                for begins, ends in windows
+            ):
+                found |= _ids_of(operation.args)
+    return found
+
+
+def _windows(history: History) -> Iterator[tuple[int, int]]:
+    begins = [mark.at for mark in history.marks if mark.kind == CANCELLING]
+    ends = [mark.at for mark in history.marks if mark.kind == CANCELLED]
+    last = max((mark.at for mark in history.marks), default=0)
+    return ((at, min((end for end in ends if end > at), default=last)) for at in begins)
+
+
+def _ids_of(args: Mapping[str, Any]) -> set[str]:
+    if "id" in args:
+        return {args["id"]}
+    return {value["id"] for value in args.get("values", [args.get("value")])}
 
 
 def requirements(history: History) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import signal
 from collections.abc import Awaitable, Callable
@@ -17,6 +16,7 @@ from typing import NamedTuple
 
 from tools.chaos.cluster import Supervisor, send
 from tools.chaos.history import History
+from tools.chaos.positions import CANCELLED, CANCELLING
 from tools.chaos.replication.failover import FailoverManager
 from tools.chaos.replication.fleet import ClusterBed, Fleet
 from tools.chaos.replication.nodes import (
@@ -36,8 +36,17 @@ every host twice a second; before it has seen the promotion, a server that still
 primary reads from it. A failover manager prevents that by stopping the former primary first, or by
 a watchdog."""
 
-STAYS = 0.3, 1.5
+STAYS = 0.2, 0.8
 """Seconds that a former primary then runs beside the new one."""
+
+
+START = 20.0
+"""Seconds in which a server must serve after it was killed, on a busy machine. A server that waits
+for a silent host does not start at all."""
+
+_CANCEL = """
+SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'
+"""
 
 
 class Scene(NamedTuple):
@@ -92,6 +101,14 @@ async def _fail_over(scene: Scene, how: str) -> Node:
     return await scene.manager.promote()
 
 
+async def _receivers(node: Node) -> list[int]:
+    """Return the PID of the process with which a standby receives WAL, if it runs."""
+    with contextlib.suppress(*NO_ANSWER):
+        row = await node.row("SELECT pid FROM pg_stat_wal_receiver")
+        return [] if row is None else [int(row[0])]
+    return []
+
+
 async def _return(scene: Scene, former: Node) -> None:
     """Let a former primary follow the new one."""
     await scene.manager.attach(former, scene.rng.choice(["rewind", "rewind", "backup"]))
@@ -106,7 +123,7 @@ async def _second_primary(scene: Scene, node: Node):  # type: ignore[no-untyped-
     scene.history.mark("second primary ends", node=node.name)
 
 
-@_fault("PostgreSQL: primary killed", 3, promotes=True)
+@_fault("PostgreSQL: primary killed", 4, promotes=True)
 async def _primary_killed(scene: Scene) -> None:
     primary = scene.manager.primary
     await asyncio.to_thread(primary.kill)
@@ -122,7 +139,7 @@ async def _primary_frozen_and_killed(scene: Scene) -> None:
     await _return(scene, former)
 
 
-@_fault("PostgreSQL: primary frozen, thaws as a second primary", 4, promotes=True)
+@_fault("PostgreSQL: primary frozen, thaws as a second primary", 5, promotes=True)
 async def _primary_frozen_and_thawed(scene: Scene) -> None:
     await asyncio.to_thread(scene.manager.primary.freeze)
     former = await _fail_over(scene, "frozen")
@@ -133,7 +150,7 @@ async def _primary_frozen_and_thawed(scene: Scene) -> None:
     await _return(scene, former)
 
 
-@_fault("PostgreSQL: primary cut off, returns as a second primary", 3, promotes=True)
+@_fault("PostgreSQL: primary cut off, returns as a second primary", 4, promotes=True)
 async def _primary_cut_off(scene: Scene) -> None:
     primary = scene.manager.primary
     links = [*server_links(primary), *replication_links(primary), *receiving_links(primary)]
@@ -145,7 +162,58 @@ async def _primary_cut_off(scene: Scene) -> None:
     await _return(scene, former)
 
 
-@_fault("PostgreSQL: switchover", 2, promotes=True)
+@_fault("PostgreSQL: primary stays frozen while a server is started", 1.5, promotes=True)
+async def _server_started_beside_frozen_host(scene: Scene) -> None:
+    """The frozen node is named first in the connection string of some rounds."""
+    await asyncio.to_thread(scene.manager.primary.freeze)
+    former = await _fail_over(scene, "frozen")
+    supervisor = _server(scene)
+    supervisor.signal(signal.SIGKILL)
+    try:
+        async with asyncio.timeout(START):
+            await _until_up(supervisor)
+    except TimeoutError:
+        what = f"SLOW START: a server did not start within {START:g} s beside a silent host"
+        scene.history.mark("wrong", what=what)
+    await asyncio.to_thread(former.kill)
+    await _until_up(supervisor)
+    await _return(scene, former)
+
+
+@_fault("PostgreSQL: primary killed while its standbys lag", 2, promotes=True)
+async def _primary_killed_ahead(scene: Scene) -> None:
+    """With asynchronous replication, acknowledged writes are lost."""
+    receivers = [pid for node in scene.manager.standbys for pid in await _receivers(node)]
+    primary = scene.manager.primary
+    for pid in receivers:
+        send(pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(scene.rng.uniform(0.2, 0.6))
+        await asyncio.to_thread(primary.kill)
+    finally:
+        for pid in receivers:
+            send(pid, signal.SIGCONT)
+    await _return(scene, await _fail_over(scene, "killed"))
+
+
+@_fault("PostgreSQL: waiting commits cancelled, then primary killed", 1.5, promotes=True)
+async def _waiting_commits_cancelled(scene: Scene) -> None:
+    """An administrator cancels commits that wait for a standby; a failover then loses them."""
+    primary = scene.manager.primary
+    scene.history.mark(CANCELLING)
+    with scene.bed.nodes.cut_off(replication_links(primary), silent=True):
+        until = asyncio.get_running_loop().time() + scene.rng.uniform(0.4, 1.0)
+        while asyncio.get_running_loop().time() < until:
+            with contextlib.suppress(*NO_ANSWER):
+                await primary.row(_CANCEL)
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(primary.kill)
+    former = await _fail_over(scene, "killed")
+    scene.history.mark(CANCELLED)
+    await _return(scene, former)
+
+
+@_fault("PostgreSQL: switchover", 3, promotes=True)
 async def _switchover(scene: Scene) -> None:
     primary = scene.manager.primary
     scene.history.mark("primary lost", node=primary.name, how="switchover")
@@ -219,13 +287,11 @@ async def _standby_killed(scene: Scene) -> None:
 async def _receiver_paused(scene: Scene) -> None:
     if (standby := _standby(scene)) is None:
         return
-    with contextlib.suppress(*NO_ANSWER):
-        row = await standby.row("SELECT pid FROM pg_stat_wal_receiver")
-        if row is not None:
-            with _disturbed(scene, standby):
-                os.kill(row[0], signal.SIGSTOP)
-                await asyncio.sleep(scene.rng.uniform(0.2, 1.5))
-                send(row[0], signal.SIGCONT)
+    for pid in await _receivers(standby):
+        with _disturbed(scene, standby):
+            send(pid, signal.SIGSTOP)
+            await asyncio.sleep(scene.rng.uniform(0.2, 1.5))
+            send(pid, signal.SIGCONT)
 
 
 @_fault("PostgreSQL: replay paused", 1.5, brief=True)
@@ -257,7 +323,7 @@ def _server(scene: Scene) -> Supervisor:
     return scene.rng.choice(scene.fleet.supervisors)
 
 
-@_fault("server killed")
+@_fault("server killed", brief=True)
 async def _server_killed(scene: Scene) -> None:
     supervisor = _server(scene)
     supervisor.signal(signal.SIGKILL)

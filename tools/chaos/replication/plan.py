@@ -9,13 +9,13 @@ from sagastore import Phase
 from tools.chaos.replication.faults import CLUSTER_FAULTS, ClusterFault
 from tools.chaos.replication.fleet import ASYNCHRONOUS, QUORUM
 
-STEPS = 10
+STEPS = 14
 """Faults per round, besides those that happen during another one."""
 
 STEP_SECONDS = 4.0
 """Seconds that a fault takes on average."""
 
-ASYNCHRONOUS_ROUNDS = 8
+ASYNCHRONOUS_ROUNDS = 6
 """One round of this many has asynchronous replication: acknowledged writes may be lost, and yet no
 revision may be given out twice."""
 
