@@ -25,6 +25,9 @@ T = TypeVar("T")
 PATIENCE = 90.0
 """Seconds in which a step of the manager must succeed on a busy machine."""
 
+COMMITS = 5.0
+"""Seconds in which a standby usually streams from a new primary, unless a fault prevents it."""
+
 _PAUSE = 0.01
 _STANDBY = """
 SELECT (SELECT count(*) FROM pg_stat_wal_receiver) AS receivers,
@@ -73,6 +76,8 @@ class FailoverManager:
         self.attached.discard(winner)
         self.mark("promoted", node=winner.name, former=former.name)
         await asyncio.gather(*(self._point(node) for node in self.standbys))
+        if self.attached and await self._until_streaming(1, COMMITS):
+            self.mark("replicates", node=winner.name)
         return former
 
     async def attach(self, node: Node, how: str) -> None:
@@ -83,17 +88,28 @@ class FailoverManager:
         await asyncio.to_thread(node.follow_again, source, conninfo, how)
 
     async def until_whole(self) -> None:
-        """Wait until all attached standbys stream from the primary."""
+        """Wait until all attached standbys stream from the primary.
 
-        async def count() -> int:
+        Raises:
+            TimeoutError: They do not.
+
+        """
+        if not await self._until_streaming(len(self.attached), PATIENCE):
+            raise TimeoutError(f"not all standbys of {self.primary.name} stream")
+
+    async def _until_streaming(self, count: int, within: float) -> bool:
+        """Wait until ``count`` standbys stream; return whether they do."""
+
+        async def streaming() -> int:
             found: int = (await self.primary.row(_STREAMING))[0]
             return found
 
-        until = time.monotonic() + PATIENCE
-        while await _persist(count) < len(self.attached):
+        until = time.monotonic() + within
+        while await _persist(streaming) < count:
             if time.monotonic() > until:
-                raise TimeoutError(f"not all standbys of {self.primary.name} stream")
+                return False
             await asyncio.sleep(_PAUSE)
+        return True
 
     async def recover(self) -> None:
         """End all faults of the nodes, and wait until three nodes replicate again."""

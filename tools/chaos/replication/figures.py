@@ -13,6 +13,8 @@ from tools.chaos.replication.workload import DEFAULTS, FIRST
 
 SECOND = 1_000_000_000
 WRITES = frozenset({"Save", "Delete", "BulkSave"})
+NOT_REPLICATED = "NOT_REPLICATED"
+"""Reason of a refused write: no synchronous standby streams."""
 
 
 def figures(history: History) -> dict[str, Any]:
@@ -20,10 +22,13 @@ def figures(history: History) -> dict[str, Any]:
 
     - ``recovery``: for each failover, from the promotion to the first acknowledged write of the
       server that needed longest;
+    - ``recovery_replicated``: the same from the moment when a standby streams from the new primary,
+      before which PostgreSQL confirms no commit;
     - ``outages``: for each failover, from the loss of the primary to the promotion;
     - ``gaps``: for each failover, the longest time without an acknowledged write of any client;
     - ``standby_gaps``: the same for each fault of a standby outside of failovers;
-    - ``default_calls`` and ``default_failed``: calls with the default retry policy.
+    - ``default_calls`` and ``default_failed``: calls with the default retry policy;
+      ``default_refused``: those refused because no standby streamed, which is not retried.
     """
     promotions = [mark for mark in history.marks if mark.kind == "promoted"]
     lost = [mark for mark in history.marks if mark.kind == "primary lost"]
@@ -33,6 +38,7 @@ def figures(history: History) -> dict[str, Any]:
         "failovers": len(promotions),
         "second_primaries": sum(mark.kind == "second primary" for mark in history.marks),
         "recovery": [_round(one) for one in _recoveries(history, promotions)],
+        "recovery_replicated": [_round(one) for one in _recoveries(history, _replicates(history))],
         "outages": [
             _round(mark.at - begun.at) for begun, mark in zip(lost, promotions, strict=False)
         ],
@@ -42,9 +48,18 @@ def figures(history: History) -> dict[str, Any]:
         ],
         "standby_gaps": [_round(one) for one in _standby_gaps(history, writes)],
         "default_calls": len(patient),
-        "default_failed": sum(one.outcome is Outcome.UNKNOWN for one in patient),
+        "default_failed": sum(_failed(one) and one.reason != NOT_REPLICATED for one in patient),
+        "default_refused": sum(_failed(one) and one.reason == NOT_REPLICATED for one in patient),
         "reads": requirements(history),
     }
+
+
+def _failed(operation: Operation) -> bool:
+    return operation.outcome is Outcome.UNKNOWN
+
+
+def _replicates(history: History) -> list[Mark]:
+    return [mark for mark in history.marks if mark.kind == "replicates"]
 
 
 def _round(nanoseconds: float) -> float:

@@ -9,8 +9,8 @@ from typing import Any
 
 from tools.chaos.replication.fleet import QUORUM
 
-_SERIES = ("recovery", "outages", "gaps", "standby_gaps")
-_COUNTS = ("failovers", "second_primaries", "default_calls", "default_failed")
+_SERIES = ("recovery", "recovery_replicated", "outages", "gaps", "standby_gaps")
+_COUNTS = ("failovers", "second_primaries", "default_calls", "default_failed", "default_refused")
 
 
 class ClusterTotals:
@@ -64,15 +64,17 @@ class ClusterTotals:
         )
         quorum, rate = totals.get("quorum failovers", 0), totals["failovers_per_minute"]
         calls, failed = totals["default_calls"], totals["default_failed"]
+        refused = totals["default_refused"]
         return [
             f"  Failovers                 {totals['failovers']} ({quorum} with quorum commit)",
             f"  Failovers per minute      {rate}",
             f"  Former primaries back     {totals['second_primaries']}",
             f"  Loss to promotion         {_times(totals['outages'])}",
             f"  Promotion to writes       {_times(totals['recovery'])}",
+            f"  Replication to writes     {_times(totals['recovery_replicated'])}",
             f"  No write acknowledged     {_times(totals['gaps'])}",
             f"  The same, standby fault   {_times(totals['standby_gaps'])}",
-            f"  Calls, default policy     {calls:,} ({failed} failed)",
+            f"  Calls, default policy     {calls:,} ({failed} failed, {refused} refused)",
             f"  Reads by requirement      {reads}",
         ]
 
