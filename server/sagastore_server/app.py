@@ -176,16 +176,19 @@ def _service_with_postgresql(
         statement_timeout=settings.postgres_statement_timeout,
         statement_cache=settings.postgres_statement_cache,
         require_sync=settings.postgres_require_sync,
+        replicas=tuple(one.get_secret_value() for one in settings.postgres_replicas),
+        replica_wait=settings.postgres_replica_wait,
+        replica_max_lag=settings.postgres_replica_max_lag,
     )
-    tracer = telemetry.tracer
+    tracer, instruments = telemetry.tracer, telemetry.instruments
     if not settings.names_sqlite:
-        postgresql = PostgreSQLStorage(options, supervisor, tracer=tracer)
+        postgresql = PostgreSQLStorage(options, supervisor, tracer=tracer, instruments=instruments)
         control = SingleStore(postgresql, Phase.POSTGRES_ONLY)
         return _Service(postgresql, control, lambda: postgresql.place, lambda: True)
     progress = _StartupProgress(telemetry.readiness)
     migrating = MigratingService(
         SQLiteSource(settings.sqlite, progress, supervisor, tracer=tracer),
-        PostgreSQLTarget(options, supervisor, tracer=tracer),
+        PostgreSQLTarget(options, supervisor, tracer=tracer, instruments=instruments),
         Options(settings.shadow_share, settings.postgres_patience),
         supervisor=supervisor,
     )

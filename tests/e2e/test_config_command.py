@@ -24,6 +24,7 @@ NUMBERS = {"N", "BYTES", "SECONDS", "SHARE"}
 TEXTS = {
     "HOST:PORT": ["a:1", "b:2", "c:3"],
     "FILE": ["a.file", "b.file", "c.file"],
+    "DSN,...": ["postgresql://a", "postgresql://a, postgresql://b", "postgresql://c"],
     "DSN": ["postgresql://a", "postgresql://b", "postgresql://c"],
     "URL": ["http://a", "http://b", "https://c"],
     "LEVEL": ["debug", "warning", "error"],

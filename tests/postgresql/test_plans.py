@@ -11,6 +11,7 @@ import pytest
 
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.postgresql.positions import located
 from sagastore_server.postgresql.search import (
     FIRST_BLOCK,
     SearchStatement,
@@ -86,8 +87,8 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 async def _explained(backend: StorageBackend, statement: SearchStatement) -> list[dict[str, Any]]:
-    rows = await backend._pool.planned_rows(  # type: ignore[attr-defined]
-        f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.sql}", statement.parameters
+    rows = await backend._pool.rows(  # type: ignore[attr-defined]
+        f"EXPLAIN (ANALYZE, FORMAT JSON) {located(statement.sql)}", *statement.parameters
     )
     return _nodes(json.loads(rows[0][0])[0]["Plan"])
 
@@ -150,7 +151,7 @@ async def test_both_plans_return_same_rows(dsn: str) -> None:
         for query, scan in itertools.product(PREFIXES, scans):
             criteria = Criteria(parse_query(query))
             found = await backend.search(criteria, scan)
-            rows = await backend._pool.planned_rows(  # type: ignore[attr-defined]
+            rows = await backend._reads.planned_rows(  # type: ignore[attr-defined]
                 *compile_search(criteria, scan)
             )
             ids = [row[0] for row in rows]

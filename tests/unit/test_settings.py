@@ -10,7 +10,10 @@ import pytest
 
 from sagastore_server.cli.settings_check import check
 from sagastore_server.config.address import Address
+from sagastore_server.config.connection import resolve_replica
+from sagastore_server.config.connection_string import ConnectionStringError
 from sagastore_server.config.reference import GROUPS, entries, json_schema
+from sagastore_server.config.secrets import secrets_of
 from sagastore_server.config.settings import Settings, SettingsError, load
 from sagastore_server.config.sources import (
     CLIENT_VARIABLES,
@@ -114,6 +117,7 @@ def test_invalid_address_is_rejected(text: str) -> None:
         ({"otlp_endpoint": "collector:4317"}, "otlp_endpoint: must be a URL that begins"),
         ({"otlp_endpoint": "http://[::1"}, "otlp_endpoint: must be a URL that begins"),
         ({"postgres": "db password=hush"}, "postgres: must be like postgresql://"),
+        ({"postgres_replicas": "postgresql://a"}, "postgres_replicas: needs postgres"),
         ({"max_calls": "0"}, "max_calls: must be a whole number from 1 to 100000"),
         ({"search_timeout": "0"}, "search_timeout: must be a number of seconds above 0, up to"),
         ({"shadow_share": "nan"}, "shadow_share: must be a number from 0 to 1"),
@@ -128,6 +132,58 @@ def test_invalid_value_is_reported(given: dict[str, str], message: str) -> None:
     assert str(problem).startswith(message)
     assert problem.origin == COMMAND_LINE
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://me:hush@a/saga,postgres://me@b:5433/saga",
+        "postgresql://me:hush@a/saga\n  postgres://me@b:5433/saga\n",
+        "['postgresql://me:hush@a/saga', 'host=b port=5433 user=me password=hush']",
+    ],
+)
+def test_replicas_are_separated_or_a_list(tmp_path: Path, text: str) -> None:
+    given: dict[str, str] = {"postgres": "postgresql://c"}
+    config = file(tmp_path, f"postgres_replicas = {text}" if text.startswith("[") else "")
+    if not text.startswith("["):
+        given["postgres_replicas"] = text
+    settings = load(config, **given)
+    first, second = (one.get_secret_value() for one in settings.postgres_replicas)
+    assert str(resolve_replica(first, {}).addresses[0]) == "a"
+    assert str(resolve_replica(second, {}).addresses[0]) == "b:5433"
+    assert "hush" in secrets_of(settings, {})
+    assert "hush" not in f"{settings!r}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("postgresql://a,b/saga", "replica 1: the connection string has 2 hosts; give each"),
+        ("postgresql://a postgresql://a:5432/x", "replica 2 is a, as replica 1 is; remove one"),
+        ("postgresql:///saga?user=me", "replica 1: the connection string has no host; add"),
+        ("postgresql://a nonsense=hush", "replica 1: host in the connection string is not a host"),
+        ("postgresql://a?sslmod=require", "replica 1: the connection string has an unknown"),
+        (
+            "postgresql://a,postgresql://b?target_session_attrs=primary",
+            "replica 2: target_session_attrs in the connection string must be any, standby,",
+        ),
+    ],
+)
+def test_invalid_replica_is_reported_by_its_number(text: str, message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(None, postgres="postgresql://c", postgres_replicas=text)
+    (problem,) = caught.value.problems
+    assert str(problem).startswith(f"postgres_replicas: {message}")
+    assert "hush" not in str(problem)
+
+
+def test_replica_is_one_host_of_any_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables of the main connection string choose between its hosts."""
+    environment = {"PGTARGETSESSIONATTRS": "primary", "PGUSER": "me", "PGPASSWORD": "hush"}
+    found = resolve_replica("host=b target_session_attrs=standby", environment)
+    assert (found.target, found.user, found.secrets) == ("any", "me", ("hush",))
+    with pytest.raises(ConnectionStringError, match="has 2 hosts"):
+        resolve_replica("user=me", {"PGHOST": "a,b"})
 
 
 def test_every_contradiction_is_reported() -> None:
@@ -231,7 +287,8 @@ def test_schema_has_the_validated_bounds() -> None:
     for name in Settings.model_fields:
         property_ = schema["properties"][name]
         assert property_["description"]
-        assert property_["type"] in {"string", "integer", "number", "boolean"}
+        assert property_["type"] in {"string", "integer", "number", "boolean", "array"}
+        assert ("items" in property_) == (property_["type"] == "array")
         if property_["type"] in {"integer", "number"}:
             assert {"minimum", "exclusiveMinimum"} & set(property_)
             assert property_["default"] <= property_["maximum"]
@@ -278,6 +335,20 @@ def test_check_finds_an_exposed_ops_port() -> None:
     # The decision about the ops port is none about the calls.
     (problem,) = check(None, {"listen": "0.0.0.0:1", "ops_allow_insecure": True})
     assert problem.setting == "listen"
+
+
+def test_check_warns_of_a_readable_password_of_a_replica(tmp_path: Path) -> None:
+    lines = "postgres = 'postgresql://c'\npostgres_replicas = ['host=b', 'host=a password=hush']"
+    config = file(tmp_path, lines)
+    config.chmod(0o644)
+    (problem,) = check(config, {})
+    assert str(problem) == (
+        f"postgres_replicas: other users can read this password; run chmod o-r {config}"
+    )
+    given = {"postgres": "host=c", "postgres_replicas": "postgresql://me:hush@a"}
+    (problem,) = check(None, given)
+    assert problem.is_warning
+    assert "use SAGASTORE_POSTGRES_REPLICAS" in str(problem)
 
 
 @pytest.mark.parametrize(("mode", "warnings"), [(0o644, 1), (0o640, 0), (0o600, 0)])

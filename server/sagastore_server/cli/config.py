@@ -103,6 +103,8 @@ def _shown(value: Any, name: str) -> Any:
         return value
     if isinstance(value, SecretStr):
         return mask_password(value.get_secret_value())
+    if isinstance(value, tuple):
+        return ", ".join(_shown(one, name) for one in value)
     return mask_credentials(value) if name == "otlp_endpoint" else str(value)
 
 

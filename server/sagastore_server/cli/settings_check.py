@@ -11,13 +11,17 @@ from typing import Any
 from sagastore_server.config.settings import Settings, examine
 from sagastore_server.config.sources import (
     COMMAND_LINE,
+    ENV_PREFIX,
     Layers,
     Origin,
     Problem,
     unknown_variables,
 )
-from sagastore_server.config.types import kind
+from sagastore_server.config.types import connection_strings, kind
 from sagastore_server.security.masking import has_password
+
+_CONNECTIONS = ("postgres", "postgres_replicas")
+"""Settings with connection strings."""
 
 
 def check(config: Path | None, given: Mapping[str, Any]) -> list[Problem]:
@@ -37,18 +41,26 @@ def check(config: Path | None, given: Mapping[str, Any]) -> list[Problem]:
 def advice(given: Mapping[str, Any]) -> list[Problem]:
     """Return the warnings of `serve`: unknown variables, and a password on the command line."""
     found = unknown_variables(Settings)
-    dsn = given.get("postgres")
-    if dsn is not None and has_password(dsn):
-        found.append(
-            Problem(
-                "postgres",
-                "other users of this machine can see the password on the command line; use "
-                "SAGASTORE_POSTGRES, the configuration file or PGPASSWORD",
-                COMMAND_LINE,
-                is_warning=True,
+    for name in _CONNECTIONS:
+        if _has_password(given.get(name)):
+            found.append(
+                Problem(
+                    name,
+                    "other users of this machine can see the password on the command line; use "
+                    f"{ENV_PREFIX}{name.upper()}, the configuration file or PGPASSWORD",
+                    COMMAND_LINE,
+                    is_warning=True,
+                )
             )
-        )
     return found
+
+
+def _has_password(written: object) -> bool:
+    """Whether a setting of `_CONNECTIONS`, as it is written, contains a password."""
+    strings = connection_strings(written)
+    if not isinstance(strings, list):
+        return False
+    return any(isinstance(one, str) and has_password(one) for one in strings)
 
 
 def _missing_inputs(settings: Settings, layers: Layers) -> Iterator[Problem]:
@@ -91,13 +103,17 @@ def _exposed_secrets(settings: Settings, layers: Layers) -> Iterator[Problem]:
 
 
 def _exposed_passwords(layers: Layers) -> Iterator[Problem]:
-    if layers.origin("postgres") == COMMAND_LINE:
-        yield from (problem for problem in advice(layers.values) if problem.is_warning)
+    options = {
+        name: layers.values[name] for name in _CONNECTIONS if layers.origin(name) == COMMAND_LINE
+    }
+    yield from (problem for problem in advice(options) if problem.is_warning)
+    if layers.config is None:
+        return
     # Even if another source overrides it: the file discloses it.
-    dsn = layers.in_file.get("postgres")
-    if isinstance(dsn, str) and has_password(dsn) and layers.config and _others_read(layers.config):
-        text = f"other users can read this password; run chmod o-r {layers.config}"
-        yield Problem("postgres", text, Origin("file", str(layers.config)), is_warning=True)
+    for name in _CONNECTIONS:
+        if _has_password(layers.in_file.get(name)) and _others_read(layers.config):
+            text = f"other users can read this password; run chmod o-r {layers.config}"
+            yield Problem(name, text, Origin("file", str(layers.config)), is_warning=True)
 
 
 def _unusable_sqlite(settings: Settings, layers: Layers) -> Iterator[Problem]:

@@ -39,6 +39,11 @@ _TLS = (
 
 _HOST = re.compile(r"[\w.:%-]+")
 
+_TARGET = "target_session_attrs"
+_REPLICA_TARGETS = ("any", "standby", "prefer-standby", "read-only")
+_CHOICES = ("PGTARGETSESSIONATTRS", "PGLOADBALANCEHOSTS")
+"""Variables that choose between the hosts of ``postgres``."""
+
 _STRING = "in the connection string"
 _SERVICE = "in the service file"
 
@@ -127,15 +132,49 @@ def resolve(text: str, environment: Mapping[str, str]) -> ConnectionParameters:
         ConnectionStringError: A parameter is malformed, unknown or unsupported.
 
     """
+    return _resolved(parse(text), environment)
+
+
+def resolve_replica(text: str, environment: Mapping[str, str]) -> ConnectionParameters:
+    """Return the parameters of a connection to a read replica: to one server, whatever its role.
+
+    Args:
+        text: A URI or a keyword string. ``target_session_attrs`` may only name roles of a standby.
+        environment: Variables such as PGHOST; the choice between several hosts is ignored.
+
+    Raises:
+        ConnectionStringError: As `resolve`, or it names no host or several.
+
+    """
+    written = parse(text)
+    for one in written:
+        if one.name == _TARGET and one.value not in _REPLICA_TARGETS:
+            raise ConnectionStringError(
+                f"{_TARGET} {_STRING} must be {', '.join(_REPLICA_TARGETS[:-1])} or "
+                f"{_REPLICA_TARGETS[-1]}, because a replica is a standby"
+            )
+    known = {name: value for name, value in environment.items() if name not in _CHOICES}
+    found = _resolved([one for one in written if one.name != _TARGET], known)
+    if not found.has_host:
+        raise ConnectionStringError("the connection string has no host; add that of the replica")
+    if len(found.addresses) > 1:
+        raise ConnectionStringError(
+            f"the connection string has {len(found.addresses)} hosts; give each replica a "
+            "connection string of its own"
+        )
+    return found._replace(target="any", shuffled=False)
+
+
+def _resolved(written: list[Written], environment: Mapping[str, str]) -> ConnectionParameters:
     values: dict[str, _Value] = {}
     settings: dict[str, str] = {}
-    _add(values, settings, parse(text), _STRING)
+    _add(values, settings, written, _STRING)
     if service := _named_service(values, environment):
         _add(values, settings, _service_parameters(service, values, environment), _SERVICE)
     for name, parameter in PARAMETERS.items():
-        written = environment.get(parameter.variable or "", "")
-        if written and name not in values:
-            values[name] = _Value(written, str(parameter.variable))
+        default = environment.get(parameter.variable or "", "")
+        if default and name not in values:
+            values[name] = _Value(default, str(parameter.variable))
     for name, value in values.items():
         problem = PARAMETERS[name].check(value.text)
         if problem:

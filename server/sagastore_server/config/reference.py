@@ -153,6 +153,7 @@ _KEYWORDS = (
     "type",
     "enum",
     "format",
+    "items",
     "minimum",
     "maximum",
     "exclusiveMinimum",
@@ -176,4 +177,6 @@ def written(value: object) -> str:
         return str(value).lower()
     if isinstance(value, SecretStr):
         return str(value)
+    if isinstance(value, tuple):
+        return ", ".join(map(written, value))
     return plain_number(value)

@@ -37,6 +37,7 @@ from sagastore_server.config.types import (
     Kind,
     Output,
     Rate,
+    Replicas,
     Seconds,
     SecretFile,
     Share,
@@ -109,6 +110,15 @@ class Settings(BaseSettings):
     postgres_require_sync: bool = False
     """Refuse writes unless a synchronous or quorum standby of PostgreSQL receives them. The role
     needs ``pg_read_all_stats``."""
+    postgres_replicas: Replicas = ()
+    """Connection strings of standbys that answer reads: one for each, with one host, in a list
+    (file) or separated by commas. A client chooses by ``Consistency``. The role needs
+    ``pg_read_all_stats``."""
+    postgres_replica_wait: Seconds = Field(default=0.05, ge=0, le=60)
+    """Time that a read waits for a standby to reach its position, before the primary answers it,
+    in seconds."""
+    postgres_replica_max_lag: Seconds = Field(default=10.0, ge=1, le=86_400)
+    """Age of the state of a standby above which it answers no reads, in seconds."""
     postgres_patience: Seconds = Field(default=1.5, ge=0.2, le=60)
     """Time without an answer from PostgreSQL, during a migration, after which SQLite answers in
     its place, in seconds."""
@@ -189,6 +199,8 @@ class Settings(BaseSettings):
             yield "tls_key", "needs tls_cert, the certificate of that key"
         if self.tls_client_ca and not self.tls_cert:
             yield "tls_client_ca", "needs tls_cert and tls_key: client certificates are part of TLS"
+        if self.postgres_replicas and not self.postgres:
+            yield "postgres_replicas", "needs postgres, the connection string of the primary"
         if self.postgres_pool_min > self.postgres_pool_max:
             # Names the setting that is not a default.
             which = "min" if "postgres_pool_min" in self.model_fields_set else "max"

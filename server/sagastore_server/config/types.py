@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode
 
 from sagastore_server.config.address import Address
-from sagastore_server.config.connection import resolve
-from sagastore_server.config.connection_string import HINT
+from sagastore_server.config.connection import resolve, resolve_replica
+from sagastore_server.config.connection_string import HINT, SCHEMES, ConnectionStringError
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -62,6 +64,30 @@ def _connection_string(dsn: SecretStr) -> SecretStr:
     return dsn
 
 
+_BETWEEN = re.compile(rf"[\s,;]+(?=(?:{'|'.join(SCHEMES)})://)")
+"""What separates URIs: neither a space nor ``://`` can be in one that is valid."""
+
+
+def connection_strings(written: object) -> object:
+    """Split a text into connection strings; a list is returned as it is."""
+    return _BETWEEN.split(written.strip()) if isinstance(written, str) else written
+
+
+def _replicas(dsns: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    numbers: dict[object, int] = {}
+    for number, dsn in enumerate(dsns, start=1):
+        try:
+            (address,) = resolve_replica(dsn.get_secret_value(), os.environ).addresses
+        except ConnectionStringError as exc:
+            raise ValueError(f"replica {number}: {exc}") from None
+        if address in numbers:
+            raise ValueError(
+                f"replica {number} is {address}, as replica {numbers[address]} is; remove one"
+            )
+        numbers[address] = number
+    return dsns
+
+
 def _web_address(text: str) -> str:
     authority = text.partition("://")[2].partition("/")[0]
     if text.count("@") > ("@" in authority) or "#" in text:
@@ -88,6 +114,13 @@ SecretFile = Annotated[
     Path, AfterValidator(_at_home), Kind("FILE", "a file", is_input=True, is_secret=True)
 ]
 Dsn = Annotated[SecretStr, AfterValidator(_connection_string), Kind("DSN", "a connection string")]
+Replicas = Annotated[
+    tuple[SecretStr, ...],
+    NoDecode,
+    BeforeValidator(connection_strings),
+    AfterValidator(_replicas),
+    Kind("DSN,...", "connection strings"),
+]
 Url = Annotated[str, AfterValidator(_web_address), Kind("URL", "an http or https URL")]
 Count = Annotated[int, Kind("N", "a whole number")]
 Bytes = Annotated[int, Kind("BYTES", "a number of bytes")]

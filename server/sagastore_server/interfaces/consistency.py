@@ -19,6 +19,8 @@ from sagastore_server.interfaces.call_context import current
 
 _VERSION = 1
 _FORMAT = struct.Struct(">BQIQ")
+_CHARACTERS = 28
+"""Length of a position: 21 bytes in base64."""
 
 
 class WalPosition(NamedTuple):
@@ -36,7 +38,7 @@ class WalPosition(NamedTuple):
 
     def encoded(self) -> str:
         """Return the position as clients get it: opaque text with a version."""
-        return base64.urlsafe_b64encode(_FORMAT.pack(_VERSION, *self)).decode().rstrip("=")
+        return base64.urlsafe_b64encode(_FORMAT.pack(_VERSION, *self)).decode()
 
 
 def decoded(text: str) -> WalPosition:
@@ -46,13 +48,15 @@ def decoded(text: str) -> WalPosition:
         ValueError: ``text`` is none.
 
     """
+    if len(text) != _CHARACTERS:
+        raise ValueError("not a position")
     try:
-        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        raw = base64.b64decode(text, altchars=b"-_", validate=True)
         version, *parts = _FORMAT.unpack(raw)
     except (binascii.Error, struct.error, UnicodeEncodeError) as exc:
         raise ValueError("not a position") from exc
     position = WalPosition(*parts)
-    # The last character of base64 has spare bits; only the spelling of `encoded` is valid.
+    # Python also accepts the other base64 alphabet; only the spelling of `encoded` is valid.
     if version != _VERSION or position.encoded() != text:
         raise ValueError("not a position")
     return position
@@ -75,6 +79,10 @@ class Consistency(NamedTuple):
     level: Level = Level.LATEST
     position: WalPosition | None = None
     """The position, with `Level.AT_LEAST`."""
+    seen: WalPosition | None = None
+    """What the caller has seen already, in the preceding page or earlier in the call: the read must
+    not be older. Unlike ``position``, it may belong to a cluster that is no longer used; then the
+    latest state is read."""
 
 
 LATEST = Consistency()
@@ -87,10 +95,39 @@ def require(consistency: Consistency) -> None:
         call.consistency = consistency
 
 
-def required() -> Consistency:
-    """Return the requirement of the running call."""
+def is_required() -> bool:
+    """Return whether the running call names a requirement, be it the latest state."""
     call = current()
-    return LATEST if call is None or call.consistency is None else call.consistency
+    return call is not None and call.consistency is not None
+
+
+def follow(seen: WalPosition | None) -> None:
+    """Require that the running call reads nothing older than the preceding page of its result.
+
+    Args:
+        seen: The position of that page; None: not known, so the latest state is required.
+
+    """
+    call = current()
+    if call is None or call.consistency is None or call.consistency.level is Level.LATEST:
+        return
+    call.consistency = LATEST if seen is None else call.consistency._replace(seen=seen)
+
+
+def required() -> Consistency:
+    """Return the requirement of the next read of the running call.
+
+    Of several reads in one call, a later one must not be older than an earlier one.
+    """
+    call = current()
+    if call is None or call.consistency is None:
+        return LATEST
+    wanted, noted_already = call.consistency, call.position
+    if wanted.level is Level.LATEST or noted_already is None:
+        return wanted
+    if wanted.seen is None or noted_already[1:] > wanted.seen[1:]:
+        return wanted._replace(seen=noted_already)
+    return wanted
 
 
 def note(position: WalPosition | None) -> None:

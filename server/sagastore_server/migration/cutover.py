@@ -164,6 +164,7 @@ class Cutover:
         if not await self._finish(last.epoch):
             await self._current_state.commit(self._source, state)
             raise UnavailableError("PostgreSQL did not take over, so the phase was not changed")
+        self._target.serve_alone()
         self._current_state.enter(last)
         return report
 

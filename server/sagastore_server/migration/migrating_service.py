@@ -384,6 +384,7 @@ class MigratingService:
 
     def _end(self, record: TargetRecord) -> None:
         self._session.mark = record.backfill
+        self._target.serve_alone()
         self._current_state.enter(
             self._current_state.state._replace(phase=Phase.POSTGRES_ONLY, epoch=record.epoch)
         )

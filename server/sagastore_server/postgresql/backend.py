@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql import timeline
 from sagastore_server.postgresql.batch import BLOCK
@@ -19,7 +20,9 @@ from sagastore_server.postgresql.file_store import PostgreSQLFiles
 from sagastore_server.postgresql.options import PostgreSQLOptions, display_address
 from sagastore_server.postgresql.pool import Pool
 from sagastore_server.postgresql.queries import QUERIES
+from sagastore_server.postgresql.reads import PostgreSQLReads
 from sagastore_server.postgresql.reanalysis import Reanalyser
+from sagastore_server.postgresql.replicas import Replicas
 from sagastore_server.postgresql.rows import SearchColumns, message_from_row, search_columns_of
 from sagastore_server.postgresql.schema import SCHEMA_VERSION, prepare
 from sagastore_server.postgresql.search import (
@@ -31,7 +34,6 @@ from sagastore_server.postgresql.search import (
 from sagastore_server.postgresql.sessions import compile_list, session_from_row
 from sagastore_server.postgresql.watcher import PrimaryWatcher
 from sagastore_server.postgresql.writer import PostgreSQLGroupWriter
-from sagastore_server.runtime.read_batcher import ReadBatcher
 from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.base import Indexer, PreparedTerms
@@ -90,16 +92,21 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         supervisor: Supervisor | None = None,
         *,
         tracer: Tracer = NO_TRACER,
+        instruments: Instruments | None = None,
     ) -> None:
         """Create a store on a database, to which only ``open`` connects.
 
-        ``supervisor`` runs the background tasks of the store; ``tracer`` records its spans.
+        ``supervisor`` runs the background tasks of the store; ``tracer`` records its spans, and
+        ``instruments`` get its reads.
         """
         self._options = options
         self._supervisor = supervisor or Supervisor()
         self._tracer = tracer
         self._pool = Pool(options, tracer)
-        self._gets = ReadBatcher(self._get_together)
+        self._replicas = Replicas(
+            options, self._pool, self._supervisor, instruments or Instruments(), tracer
+        )
+        self._reads = PostgreSQLReads(self._pool, self._replicas, instruments)
         self._worker_pool = WorkerPool()
         self._searching = asyncio.Semaphore(max(1, options.pool_max // 2))
         self._taking_turns = asyncio.Lock()
@@ -157,12 +164,15 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
             supervisor=self._supervisor,
             tracer=self._tracer,
         )
+        if self._pool.tells_positions:
+            self._replicas.start()
 
     async def close(self) -> None:
         """See the contract."""
         if self._watcher is not None:
             await self._watcher.close()
             self._watcher = None
+        await self._replicas.close()
         await self._reanalyser.stop()
         if self._writer is not None:
             await self._writer.close()
@@ -226,29 +236,27 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
     async def get(self, message_id: str) -> Message:
         """See the contract."""
         with self._tracer.step("postgresql.read", {"db.system.name": "postgresql"}):
-            found = await self._gets.get(message_id)
+            found = await self._reads.message(message_id)
         if found is None:
             raise NotFoundError(message_id)
         return message_from_row(found)
 
-    async def _get_together(self, message_ids: list[str]) -> dict[str, Any]:
-        rows = await self._pool.rows(QUERIES["batch_get"], message_ids)
-        return {row[0]: row for row in rows}
-
     async def batch_get(self, message_ids: Sequence[str]) -> dict[str, Message]:
         """See the contract."""
-        rows = await self._pool.rows(QUERIES["batch_get"], list(message_ids))
+        rows = await self._reads.rows(QUERIES["batch_get"], list(message_ids))
         return {row[0]: message_from_row(row) for row in rows}
 
     async def list_session(self, session_id: str, scan: Scan) -> Page:
         """See the contract."""
         compiled = compile_search(Criteria(session_id=session_id), scan)
-        rows = await self._pool.rows(compiled.sql, *compiled.parameters)
+        rows = await self._reads.rows(compiled.sql, *compiled.parameters)
         return page_of(map(message_from_row, rows), scan.limit)
 
     async def search(self, criteria: Criteria, scan: Scan) -> Page:
         """See the contract."""
         if criteria.text is not None and criteria.text.condition is None:
+            # Nothing can match, in any state; but the answer tells a position.
+            await self._reads.value("SELECT 1")
             return Page([], more=False)
         # A search can take seconds. Half of the connections remain for short requests.
         async with self._searching:
@@ -264,7 +272,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
 
     async def _search_block(self, criteria: Criteria, scan: Scan, block: int | None) -> Page:
         compiled = compile_search(criteria, scan, block)
-        rows = await self._pool.planned_rows(*compiled)
+        rows = await self._reads.planned_rows(*compiled)
         return page_of(map(message_from_row, rows), scan.limit)
 
     async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
@@ -281,12 +289,12 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
     async def scan_sequences(self, after: int, upto: int, limit: int) -> Page:
         """See the contract."""
         arguments = (after, upto, limit + 1, MAX_PAGE_BYTES)
-        rows = await self._pool.rows(QUERIES["scan_sequences"], *arguments)
+        rows = await self._reads.rows(QUERIES["scan_sequences"], *arguments)
         return page_of(map(message_from_row, rows), limit)
 
     async def last_sequence(self) -> int:
         """See the contract."""
-        last: int = await self._pool.value(QUERIES["last_sequence"])
+        last: int = await self._reads.value(QUERIES["last_sequence"])
         return last
 
     async def quarantine(self, after: int, limit: int) -> list[QuarantinedRow]:
@@ -340,6 +348,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
                 commits_unconfirmed=commits.unconfirmed,
                 is_unreplicated=commits.is_refused,
                 is_outdated=self._compatibility.error is not None,
+                replicas=self._replicas.loads(),
                 reanalysis=self.reanalysis,
             )
         ]
@@ -378,7 +387,8 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
 
     async def get_session(self, session_id: str) -> Session:
         """See the contract."""
-        found = (await self.sessions_by_id([session_id])).get(session_id)
+        rows = await self._reads.rows(QUERIES["sessions_by_id"], [session_id])
+        found = session_from_row(rows[0]) if rows else None
         if found is None or not found.exists:
             raise SessionNotFoundError(session_id)
         return found
@@ -386,7 +396,7 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
     async def list_sessions(self, criteria: SessionCriteria, scan: SessionScan) -> SessionPage:
         """See the contract."""
         compiled = compile_list(criteria, scan)
-        rows = await self._pool.rows(compiled.sql, *compiled.parameters)
+        rows = await self._reads.rows(compiled.sql, *compiled.parameters)
         return session_page_of(map(session_from_row, rows), scan.limit)
 
     async def sessions_by_id(self, session_ids: Sequence[str]) -> dict[str, Session]:

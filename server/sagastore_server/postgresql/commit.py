@@ -69,8 +69,10 @@ class Commits:
         """
         await self._commit(connection, "COMMIT")
 
-    async def commit_write(self, connection: Any) -> None:
+    async def commit_write(self, connection: Any, then: str = "") -> None:
         """Commit rows that are then acknowledged; as `commit`, but may require a standby.
+
+        ``then`` are statements to send in one message with it, with a leading semicolon.
 
         Raises:
             asyncpg.PostgresError: With SQLSTATE `NOT_REPLICATED` or `UNVERIFIABLE` if no
@@ -79,10 +81,10 @@ class Commits:
 
         """
         if not self._requires_standby:
-            await self._commit(connection, "COMMIT")
+            await self._commit(connection, f"COMMIT{then}")
             return
         try:
-            await self._commit(connection, f"{QUERIES['require_standby']}; COMMIT")
+            await self._commit(connection, f"{QUERIES['require_standby']}; COMMIT{then}")
         except asyncpg.PostgresError as exc:
             self.is_refused = exc.sqlstate in {NOT_REPLICATED, UNVERIFIABLE}
             raise

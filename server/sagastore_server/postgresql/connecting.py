@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import socket
 import ssl
@@ -35,6 +36,9 @@ Connection = Any
 _SILENT_AFTER = 1.0
 """Seconds for establishing a connection to one of several addresses, at most. Longer, the server
 counts as silent, and the next one is tried."""
+
+_LOOK_AGAIN_AFTER = 0.5
+"""Seconds between two searches for a promotion: callers with invalid positions cause them, too."""
 
 _NEXT_ADDRESS = (
     OSError,  # TimeoutError, too
@@ -79,6 +83,7 @@ class Connector:
         self.primary = Primary(self._promoted)
         self._on_promotion = on_promotion
         self._asking = asyncio.Lock()
+        self._looked_at = -math.inf
         self._connections: WeakSet[WatchedConnection] = WeakSet()
         tls = urlencode(dict(parameters.tls), quote_via=quote)
         self._dsn = f"postgresql://?{tls}" if tls else "postgresql://"
@@ -129,6 +134,23 @@ class Connector:
             roles = await asyncio.gather(*map(self._role_at, addresses))
             answered = zip(addresses, roles, strict=True)
             self.primary.choose([(address, role) for address, role in answered if role])
+
+    async def look_for_promotion(self) -> None:
+        """Ask all servers at once whether one is the primary of a later timeline.
+
+        The first connection to such a server ends those to the former primary. Does nothing if
+        the servers were asked in the last `_LOOK_AGAIN_AFTER` seconds.
+        """
+        async with self._asking:
+            now = asyncio.get_running_loop().time()
+            if now < self._looked_at + _LOOK_AGAIN_AFTER:
+                return
+            addresses = self.parameters.addresses
+            roles = await asyncio.gather(*map(self._role_at, addresses))
+            for address, role in zip(addresses, roles, strict=True):
+                if role and not role.is_standby and role.timeline > self.primary.timeline:
+                    self.primary.accept(address, role)
+            self._looked_at = asyncio.get_running_loop().time()
 
     async def _role_at(self, address: Address) -> Role | None:
         connection: Connection | None = None
@@ -252,7 +274,9 @@ def _load_chain(path: str, tls: Mapping[str, str]) -> None:
 class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """Connection that records whether this side has ended it."""
 
-    __slots__ = ("_socket", "ended_here", "has_schema", "timeline")
+    __slots__ = (
+        *("_socket", "ended_here", "has_schema", "identity", "opened_at", "system", "timeline"),
+    )
 
     def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
         super().__init__(protocol, transport, *rest)
@@ -261,6 +285,12 @@ class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ha
         """Whether it was opened for the schema of the pool."""
         self.timeline = 0
         """Timeline of its server when it was opened; 0: unknown."""
+        self.identity: Any = None
+        """Identity of its server, if that is a replica (``replica_pool``)."""
+        self.opened_at = 0.0
+        """`time.monotonic` when it was ready, if its server is a replica."""
+        self.system = 0
+        """System identifier of its server when it was opened; 0: unknown."""
         self._socket = transport.get_extra_info("socket")
 
     def keep_alive(self, keepalive: Keepalive) -> None:

@@ -49,6 +49,10 @@ _READ_ONLY = ("25006",)
 _NOT_IN_RECOVERY = "0A000"
 _CHECK_OF_SETTING = "call_bool_check_hook"
 """Function of PostgreSQL (utils/misc/guc.c) that refuses to set ``transaction_read_only``."""
+_IN_RECOVERY = "55000"
+_WAL_FUNCTIONS = {"pg_current_wal_flush_lsn", "pg_walfile_name"}
+"""Functions of PostgreSQL (access/transam/xlogfuncs.c) that a standby refuses. ``positions`` calls
+them with each read, so a pooler that has changed to a standby is noticed."""
 _TIMEOUT = ("57014",)
 _CREDENTIALS = ("28",)
 _NO_DATABASE = ("3D000",)
@@ -77,8 +81,10 @@ def sqlstate(error: BaseException) -> str:
 
 
 def is_demotion(error: BaseException) -> bool:
-    """Return whether a standby has refused a write: its server is no longer the primary."""
+    """Return whether a standby has refused a statement: its server is no longer the primary."""
     state = sqlstate(error)
+    if state == _IN_RECOVERY:
+        return getattr(error, "server_source_function", None) in _WAL_FUNCTIONS
     if state == _NOT_IN_RECOVERY:
         # "cannot set transaction read-write mode during recovery", in the language of the server.
         return getattr(error, "server_source_function", None) == _CHECK_OF_SETTING

@@ -10,6 +10,7 @@ from sagastore_server.postgresql.errors import translating
 from sagastore_server.postgresql.files import file_from_row
 from sagastore_server.postgresql.pool import Pool
 from sagastore_server.postgresql.queries import QUERIES
+from sagastore_server.postgresql.reads import PostgreSQLReads
 from sagastore_server.postgresql.writer import PostgreSQLGroupWriter
 from sagastore_server.storage.canonical_json import canonical_tags
 from sagastore_server.storage.changes import Changes
@@ -29,6 +30,7 @@ class PostgreSQLFiles(FileWrites, FileRows):
     """Implements ``FileBackend`` and ``FileRows``."""
 
     _pool: Pool
+    _reads: PostgreSQLReads
 
     @abc.abstractmethod
     def _open_writer(self) -> PostgreSQLGroupWriter:
@@ -41,17 +43,17 @@ class PostgreSQLFiles(FileWrites, FileRows):
 
     async def get_file(self, file_id: str) -> File:
         """See the contract."""
-        found = (await self.files_by_id([file_id])).get(file_id)
-        if found is None:
+        rows = await self._reads.rows(QUERIES["files_by_id"], [file_id])
+        if not rows:
             raise FileRecordNotFoundError(file_id)
-        return found
+        return file_from_row(rows[0])
 
     async def list_files(self, scan: FileScan) -> FilePage:
         """See the contract: a page costs the records up to its end."""
         uploaded_at, file_id = scan.after or _NEWEST
         at = min(max(uploaded_at, MIN_TIMESTAMP - 1), MAX_TIMESTAMP + 1)
         bounds = (scan.limit + 1, MAX_PAGE_BYTES)
-        rows = await self._pool.rows(
+        rows = await self._reads.rows(
             QUERIES["list_files"], at, file_id, canonical_tags(scan.tags), *bounds
         )
         return file_page_of(map(file_from_row, rows), scan.limit)

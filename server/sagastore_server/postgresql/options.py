@@ -30,9 +30,15 @@ class PostgreSQLOptions(NamedTuple):
 
     require_sync: bool = False
     """Whether a write is refused unless a synchronous standby streams."""
+    replicas: tuple[str, ...] = ()
+    """Connection strings of the read replicas. Secrets."""
+    replica_wait: float = 0.05
+    """Seconds that a read waits for a replica to reach its position."""
+    replica_max_lag: float = 10.0
+    """Age in seconds of the state of a replica above which it answers no reads."""
 
     def __repr__(self) -> str:
-        """Omit the connection string, which may contain a password."""
+        """Omit the connection strings, which may contain a password."""
         return f"PostgreSQLOptions(pool={self.pool_min}-{self.pool_max})"
 
 

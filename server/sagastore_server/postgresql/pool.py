@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import asyncpg
@@ -31,7 +31,9 @@ from sagastore_server.postgresql.errors import (
     translating,
 )
 from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.postgresql.positions import Commit, committed_at, system_of
 from sagastore_server.postgresql.primary import Role, role_of
+from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.rows import decode_time, encode_time, unchanged
 from sagastore_server.storage.errors import CannotOpenError, UnavailableError
 
@@ -56,8 +58,14 @@ T = TypeVar("T")
 class Pool:
     """Pool of connections with the type codecs of this package."""
 
-    def __init__(self, options: PostgreSQLOptions, tracer: Tracer = NO_TRACER) -> None:
-        """Create a pool; only ``open`` connects."""
+    def __init__(
+        self, options: PostgreSQLOptions, tracer: Tracer = NO_TRACER, *, schema: str = ""
+    ) -> None:
+        """Create a pool; only ``open`` connects.
+
+        ``schema`` is the schema of the tables, as an identifier; empty: that of ``search_path``.
+        """
+        self._given_schema = schema
         self._options = options
         self._tracer = tracer
         self._pool: Any = None
@@ -71,6 +79,8 @@ class Pool:
         self._closing = False
         self.commits = Commits(requires_standby=options.require_sync)
         """The commits of all its connections."""
+        self.tells_positions = True
+        """Whether reads and writes tell positions: if this is the only store."""
         self.on_loss: list[Callable[[], None]] = []
         """Called when PostgreSQL or the network has ended a connection, or has a new primary."""
         self.enter_timeline: Callable[[Connection, int], Awaitable[None]] | None = None
@@ -93,13 +103,8 @@ class Pool:
         """
         options = self._options
         self._closing = False
-        self._schema = ""
-        self.connector = Connector(
-            resolve(options.dsn, os.environ),
-            options.acquire_timeout,
-            options.statement_cache,
-            self._report_loss,
-        )
+        self._schema = self._given_schema
+        self.connector = self._new_connector()
         pool = asyncpg.create_pool(
             min_size=min(options.pool_min, options.pool_max),
             max_size=options.pool_max,
@@ -121,6 +126,21 @@ class Pool:
         if options.statement_cache:
             await self._require_a_session()
 
+    def _new_connector(self) -> Connector:
+        """Return what opens the connections.
+
+        Raises:
+            ConnectionStringError: The connection string is invalid.
+
+        """
+        options = self._options
+        return Connector(
+            resolve(options.dsn, os.environ),
+            options.acquire_timeout,
+            options.statement_cache,
+            self._report_loss,
+        )
+
     async def close(self) -> None:
         """Refuse new work, wait up to `_CLOSE_TIMEOUT` for running work, and disconnect."""
         self._closing = True
@@ -140,20 +160,7 @@ class Pool:
             found: list[Any] = await connection.fetch(sql, *arguments)
             return found
 
-        return await self._read(read)
-
-    async def planned_rows(self, sql: str, arguments: Sequence[Any]) -> list[Any]:
-        """As ``rows``, with a new plan for these arguments.
-
-        A generic plan is slow for rare words or for common ones.
-        """
-
-        async def read(connection: Connection) -> list[Any]:
-            statement = await connection.prepare(sql, name="")
-            found: list[Any] = await statement.fetch(*arguments)
-            return found
-
-        return await self._read(read)
+        return await self.read(read)
 
     async def value(self, sql: str, *arguments: Any) -> Any:
         """Return the single value of a read-only statement; None without rows."""
@@ -169,7 +176,7 @@ class Pool:
         async def draw(connection: Connection) -> Any:
             return await connection.fetchval(sql)
 
-        return await self._read(draw, session.BEGIN_WRITE)
+        return await self.read(draw, session.BEGIN_WRITE)
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -197,6 +204,11 @@ class Pool:
                 raise
             finally:
                 await pool.release(connection)
+
+    @property
+    def schema(self) -> str:
+        """Schema of the tables, as an identifier; empty before the first connection."""
+        return self._schema
 
     @property
     def use(self) -> tuple[int, int, int]:
@@ -245,9 +257,13 @@ class Pool:
             return ""
         return session.local_settings(self._timeout_ms, self._version, self._schema)
 
-    async def _read(
+    async def read(
         self, read: Callable[[Connection], Awaitable[T]], begin: str = session.BEGIN_READ
     ) -> T:
+        """Run a statement on a connection, and once more if the connection had died.
+
+        ``begin`` begins its transaction, if it needs one because of a pooler.
+        """
         with translating():
             try:
                 return await self._read_once(read, begin)
@@ -269,7 +285,7 @@ class Pool:
 
     @contextlib.asynccontextmanager
     async def transaction(
-        self, connection: Connection, begin: str, *, acknowledged: bool = False
+        self, connection: Connection, begin: str, *, acknowledged: bool = False, then: str = ""
     ) -> AsyncIterator[None]:
         """Run a transaction; roll it back if the context raises or the commit is refused.
 
@@ -278,6 +294,7 @@ class Pool:
             begin: Statement that begins it.
             acknowledged: Whether its rows are then acknowledged as stored, so that they need
                 the standby that ``postgres_require_sync`` asks for.
+            then: Statements sent in one message with the commit, with a leading semicolon.
 
         Raises:
             UnavailableError: The standby has not confirmed the commit; the outcome is unknown.
@@ -291,13 +308,35 @@ class Pool:
             raise
         try:
             if acknowledged:
-                await self.commits.commit_write(connection)
+                await self.commits.commit_write(connection, then)
             else:
                 await self.commits.commit(connection)
-        except asyncpg.PostgresError:
-            # Refused before COMMIT: the transaction is still open.
+        except (asyncpg.PostgresError, UnavailableError):
+            # Refused before COMMIT: the transaction is still open. Or not confirmed: that of
+            # ``then`` is.
             await _roll_back(connection)
             raise
+
+    @contextlib.asynccontextmanager
+    async def write(self, connection: Connection) -> AsyncIterator[Commit]:
+        """Run a transaction whose rows are then acknowledged; as ``transaction``.
+
+        The object of the context gets its position after the commit.
+        """
+        commit = Commit()
+        if not self.tells_positions:
+            async with self.transaction(connection, QUERIES["begin"], acknowledged=True):
+                yield commit
+            return
+        # The same server must tell the position. Behind a pooler, only a transaction ensures that.
+        then = "" if self._options.statement_cache else f"; {session.BEGIN_READ}"
+        async with self.transaction(connection, QUERIES["begin"], acknowledged=True, then=then):
+            yield commit
+        try:
+            commit.position = await committed_at(connection)
+        finally:
+            if then:
+                await _roll_back(connection)
 
     @property
     def _timeout_ms(self) -> int:
@@ -349,6 +388,8 @@ class Pool:
             begin += session.newer_settings(self._version)
         async with self.transaction(connection, begin):
             role = await role_of(connection)
+            if role.timeline:
+                connection.system = await system_of(connection)
             await self._choose_schema(connection)
             await connection.set_type_codec(
                 "timestamptz",

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql import auxiliary_rows, indexes, journal_apply
 from sagastore_server.postgresql.backend import PostgreSQLStorage
@@ -82,10 +83,12 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
         supervisor: Supervisor | None = None,
         *,
         tracer: Tracer = NO_TRACER,
+        instruments: Instruments | None = None,
     ) -> None:
         """As ``PostgreSQLStorage``."""
-        super().__init__(options, supervisor, tracer=tracer)
+        super().__init__(options, supervisor, tracer=tracer, instruments=instruments)
         self._opening = asyncio.Lock()
+        self._pool.tells_positions = False
 
     async def open(self) -> None:
         """See the contract. Does nothing if the store is open, even if it does not answer."""
@@ -212,6 +215,12 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
         # The migration is finished, whether or not this succeeds; every start repeats it.
         with contextlib.suppress(StorageError, *DRIVER_ERRORS):
             await self._enter_timelines()
+
+    def serve_alone(self) -> None:
+        """See the contract."""
+        self._pool.tells_positions = True
+        if self._writer is not None:
+            self._replicas.start()
 
     # ------------------------------------------------------------------ the rows
 

@@ -8,10 +8,7 @@ skips more blocks of revisions than can be missing.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-
-import asyncpg
 
 from sagastore_server.postgresql.connecting import Connection
 from sagastore_server.postgresql.pool import Pool
@@ -26,8 +23,6 @@ _NAME = "timeline"
 """Entry of ``store_state``: timeline and system identifier of the server that was last used."""
 
 _IS_PREPARED = "SELECT to_regclass('store_state') IS NOT NULL"
-_SYSTEM = "SELECT system_identifier::text FROM pg_control_system()"
-"""The identifier of the cluster: in another one the database has been restored from a dump."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +43,8 @@ async def enter(pool: Pool, connection: Connection, timeline: int) -> None:
     """
     if not timeline or not await connection.fetchval(_IS_PREPARED):
         return
-    place = f"{timeline} {await _system_of(connection)}".rstrip()
+    # In another cluster, the database has been restored from a dump.
+    place = f"{timeline} {connection.system or ''}".rstrip()
     if await connection.fetchval(QUERIES["get_state"], _NAME) == place:
         return
     async with pool.transaction(connection, BEGIN_WRITE):
@@ -67,10 +63,3 @@ def _is_later(before: str, place: str) -> bool:
     number, _, system = before.partition(" ")
     wanted, _, same_system = place.partition(" ")
     return system == same_system and int(number) > int(wanted)
-
-
-async def _system_of(connection: Connection) -> str:
-    """Return the identifier of the cluster, or an empty string if the role may not see it."""
-    with contextlib.suppress(asyncpg.InsufficientPrivilegeError, asyncpg.FeatureNotSupportedError):
-        return str(await connection.fetchval(_SYSTEM))
-    return ""

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import asyncpg
 
+from sagastore_server.interfaces.consistency import WalPosition, note
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql.batch import LostRaceError, flush, load
 from sagastore_server.postgresql.compatibility import Compatibility
@@ -33,7 +34,6 @@ from sagastore_server.postgresql.errors import (
     translated,
 )
 from sagastore_server.postgresql.pool import Connection, Pool
-from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.rows import SearchColumns
 from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.runtime.worker_pool import WorkerPool
@@ -79,6 +79,14 @@ class _Write(NamedTuple):
     def rows(self) -> int:
         """Messages and file records that it touches."""
         return len(self.ids) + len(self.files)
+
+
+class _Committed(NamedTuple):
+    """A group that is committed, or has failed."""
+
+    outcomes: list[_Outcome]
+    position: WalPosition | None
+    """A position that includes it; None: not told."""
 
 
 class _Attempt:
@@ -154,6 +162,8 @@ class PostgreSQLGroupWriter:
     ) -> T:
         """Run ``apply`` in a group and return its result once it is committed.
 
+        The position of the commit is noted for the running call.
+
         A caller that is cancelled before the group begins has written nothing.
 
         Args:
@@ -178,9 +188,12 @@ class PostgreSQLGroupWriter:
         overdue = loop.call_later(self._patience, self._expire, write)
         try:
             with self._tracer.step("postgresql.commit", {"db.system.name": "postgresql"}):
-                return cast("T", await write.future)
+                result, position = await write.future
         finally:
             overdue.cancel()
+        # In the task of the call, whose position it is. The group is committed in another one.
+        note(position)
+        return cast("T", result)
 
     @property
     def waiting(self) -> int:
@@ -200,7 +213,8 @@ class PostgreSQLGroupWriter:
         if write in self._waiting:
             self._waiting.remove(write)
             self._rows -= write.rows
-            _deliver(write, UnavailableError("the PostgreSQL store is overloaded; try again"))
+            overloaded = UnavailableError("the PostgreSQL store is overloaded; try again")
+            _deliver(write, overloaded, None)
 
     async def _run(self) -> None:
         while True:
@@ -256,21 +270,21 @@ class PostgreSQLGroupWriter:
     async def _commit(self, group: list[_Write]) -> None:
         """Commit a group and give every caller its result or error."""
         try:
-            outcomes = await self._outcomes(group)
+            committed = await self._outcomes(group)
         except Exception as exc:  # noqa: BLE001 - every error goes to the callers
             if len(group) > 1 and is_data_error(exc):
                 for write in group:
                     await self._commit([write])
                 return
-            outcomes = [_public_error(exc)] * len(group)
+            committed = _Committed([_public_error(exc)] * len(group), None)
         except BaseException:
             for write in group:
                 write.future.cancel()
             raise
-        for write, outcome in zip(group, outcomes, strict=True):
-            _deliver(write, outcome)
+        for write, outcome in zip(group, committed.outcomes, strict=True):
+            _deliver(write, outcome, committed.position)
 
-    async def _outcomes(self, group: list[_Write]) -> list[_Outcome]:
+    async def _outcomes(self, group: list[_Write]) -> _Committed:
         until = time.monotonic() + self._patience
         number = 0
         while True:
@@ -290,17 +304,14 @@ class PostgreSQLGroupWriter:
 
     async def _commit_once(
         self, group: list[_Write], attempt: _Attempt, *, copy: bool
-    ) -> list[_Outcome]:
+    ) -> _Committed:
         began = time.perf_counter()
-        async with (
-            self._pool.connection() as connection,
-            self._pool.transaction(connection, QUERIES["begin"], acknowledged=True),
-        ):
+        async with self._pool.connection() as connection, self._pool.write(connection) as commit:
             outcomes = await self._apply(connection, group, copy=copy)
             attempt.committing = True
         rows = sum(write.rows for write in group)
         self._on_group(Store.POSTGRESQL, len(group), rows, time.perf_counter() - began)
-        return outcomes
+        return _Committed(outcomes, commit.position)
 
     async def _apply(
         self, connection: Connection, group: list[_Write], *, copy: bool
@@ -344,10 +355,10 @@ def _public_error(error: Exception) -> Exception:
     return public
 
 
-def _deliver(write: _Write, outcome: _Outcome) -> None:
+def _deliver(write: _Write, outcome: _Outcome, position: WalPosition | None) -> None:
     if write.future.done():
         return
     if isinstance(outcome, Exception):
         write.future.set_exception(outcome)
     else:
-        write.future.set_result(outcome)
+        write.future.set_result((outcome, position))

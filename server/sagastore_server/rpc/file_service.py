@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sagastore.v1 import file_pb2
-from sagastore_server.rpc import convert, file_requests, requests, tokens
+from sagastore_server.rpc import consistency, convert, file_requests, requests, tokens
 from sagastore_server.rpc.handlers import TimeLeft, timed
 from sagastore_server.rpc.ids import IdSource
 from sagastore_server.rpc.offload import parsed
@@ -53,14 +53,14 @@ class FileServicer:
         key = tokens.request_key("ListFiles", *tags)
         after = None
         if request.page_token:
-            position = tokens.decode(key, request.page_token, "page_token", (int, str))
+            position = consistency.cursor_of(key, request.page_token, "page_token", (int, str))
             after = FilePosition(*position)  # type: ignore[arg-type]  # decode has checked the types
         page = await self._backend.list_files(FileScan(size, after, tags))
         response = file_pb2.ListFilesResponse()
         for record in page.files:
             _fill(response.files.add(), record)
         if page.more:
-            response.next_page_token = tokens.encode(key, page.files[-1].position)
+            response.next_page_token = consistency.token_of(key, page.files[-1].position)
         return response
 
     async def DeleteFile(self, request: file_pb2.DeleteFileRequest) -> file_pb2.DeleteFileResponse:

@@ -32,6 +32,7 @@ from sagastore_server.interfaces.errors import NoRequestError, RequestTooLargeEr
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.rpc.admission import AdmissionControl, Context, required_role
 from sagastore_server.rpc.change_details import noting_changes
+from sagastore_server.rpc.consistency import Locate, position_writer, requirement_reader
 from sagastore_server.rpc.error_responder import STATUS_TIMEOUT, ErrorResponder
 from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.places import Place
@@ -168,6 +169,7 @@ class _Dispatcher:
         name, role = _name(method), required_role(method)
         receive = self._receiver(method)
         trait, may_refuse = _trait_of(target), _may_refuse(method)
+        require, locate = requirement_reader(method), position_writer(method)
         answer_reserve = MAX_PAGE_BYTES if method.name in _WRITES_WITH_LARGE_ANSWERS else 0
 
         async def call(_: Any, context: Context) -> bytes:
@@ -182,12 +184,16 @@ class _Dispatcher:
                     else:
                         place.check_answer_memory()
                     request = _valid(await receive(context, place))
+                    if require is not None:
+                        require(request)
                     if trait is _Trait.TIMED:
                         response = await target(request, context.time_remaining)
                     elif trait is _Trait.SIZED:
                         response = await target(request, place.reserve_answer)
                     else:
                         response = await target(request)
+                    if locate is not None:
+                        locate(response)
                     answer = _serialized(response)
                     place.send(len(answer), may_refuse=may_refuse)
                 finally:
@@ -207,6 +213,7 @@ class _Dispatcher:
         name, role = _name(method), required_role(method)
         receive = self._receiver(method)
         trait, may_refuse = _trait_of(target), _may_refuse(method)
+        require, locate = requirement_reader(method), position_writer(method)
 
         async def call(_: Any, context: Context) -> None:
             record, began = admission.record_start(name)
@@ -219,12 +226,14 @@ class _Dispatcher:
                         if method.client_streaming
                         else _valid(await receive(context, place))
                     )
+                    if require is not None:
+                        require(requests)
                     async with (
                         _ended_by_drain(admission.lifecycle, trait),
                         admission.revocable(record, context, role),
                     ):
                         await self._write_all(
-                            target(requests), context, place, may_refuse=may_refuse
+                            target(requests), context, place, locate, may_refuse=may_refuse
                         )
                 record.code = "OK"
             except Exception as exc:  # noqa: BLE001 - every error has a status
@@ -299,6 +308,7 @@ class _Dispatcher:
         responses: AsyncIterator[Message],
         context: Context,
         place: Place,
+        locate: Locate | None,
         *,
         may_refuse: bool,
     ) -> None:
@@ -308,6 +318,8 @@ class _Dispatcher:
         async with aclosing(responses):  # type: ignore[type-var]
             headers_sent = False
             async for response in responses:
+                if locate is not None:
+                    locate(response)
                 answer = _serialized(response)
                 place.send(len(answer), may_refuse=may_refuse)
                 # `write` returns when flow control accepts the message.

@@ -79,7 +79,7 @@ class MigrationServicer:
         key = tokens.request_key("ListQuarantine")
         after = 0
         if request.page_token:
-            after = int(tokens.decode(key, request.page_token, "page_token", (int,))[0] or 0)
+            after = int(tokens.decode(key, request.page_token, "page_token", (int,)).cursor[0] or 0)
         rows, more = await _quarantine_page(self._backend, size, after)
         response = migration_pb2.ListQuarantineResponse()
         for row in rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sagastore.v1 import session_pb2
-from sagastore_server.rpc import convert, session_requests, tokens
+from sagastore_server.rpc import consistency, convert, session_requests, tokens
 from sagastore_server.rpc.handlers import TimeLeft, timed
 from sagastore_server.rpc.ids import IdSource
 from sagastore_server.rpc.offload import append_cost, parsed
@@ -75,7 +75,7 @@ class SessionServicer:
         key = tokens.request_key("ListSessions", *wanted.fingerprint)
         after = None
         if request.page_token:
-            position = tokens.decode(key, request.page_token, "page_token", (int, str))
+            position = consistency.cursor_of(key, request.page_token, "page_token", (int, str))
             after = SessionPosition(*position)  # type: ignore[arg-type]
         scan = SessionScan(wanted.oldest_first, wanted.page_size, after)
         page = await self._backend.list_sessions(wanted.criteria, scan)
@@ -83,7 +83,7 @@ class SessionServicer:
         for session in page.sessions:
             _fill(response.sessions.add(), session)
         if page.more:
-            response.next_page_token = tokens.encode(key, page.sessions[-1].position)
+            response.next_page_token = consistency.token_of(key, page.sessions[-1].position)
         return response
 
     async def UpdateSession(

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from sagastore.v1 import storage_pb2
 from sagastore_server.interfaces.errors import SearchTooLongError
-from sagastore_server.rpc import convert, requests, tokens
+from sagastore_server.rpc import consistency, convert, requests, tokens
 from sagastore_server.rpc.bulk import BulkStream, Request
 from sagastore_server.rpc.handlers import Reserve, TimeLeft, sized, timed
 from sagastore_server.rpc.ids import IdSource
@@ -124,7 +124,8 @@ class StorageServicer:
                     "the limit of one response; request fewer at a time"
                 )
             reserve(size)
-        return b"".join(parts)
+        located = storage_pb2.BatchGetResponse(position=consistency.position_text())
+        return b"".join((*parts, located.SerializeToString()))
 
     async def List(self, request: storage_pb2.ListRequest) -> storage_pb2.ListResponse:
         """Read a page of a session."""
@@ -132,14 +133,14 @@ class StorageServicer:
         key = tokens.request_key("List", request.session_id, request.newest_first)
         after = None
         if request.page_token:
-            position = tokens.decode(key, request.page_token, "page_token", (int, int))
+            position = consistency.cursor_of(key, request.page_token, "page_token", (int, int))
             after = Position(*position)  # type: ignore[arg-type]
         scan = Scan(request.newest_first, size, after)
         page = await self._backend.list_session(request.session_id, scan)
         response = storage_pb2.ListResponse()
         _add(response, page.messages)
         if page.more:
-            response.next_page_token = tokens.encode(key, page.messages[-1].position)
+            response.next_page_token = consistency.token_of(key, page.messages[-1].position)
         return response
 
     async def Search(self, request: storage_pb2.SearchRequest) -> storage_pb2.SearchResponse:
@@ -149,14 +150,14 @@ class StorageServicer:
         key = tokens.request_key("Search", *wanted.fingerprint(request.query))
         cursor = None
         if request.page_token:
-            cursor = tokens.decode(key, request.page_token, "page_token")
+            cursor = consistency.cursor_of(key, request.page_token, "page_token")
         hits, following = await self._search(wanted, cursor)
         response = storage_pb2.SearchResponse()
         for hit in hits:
             result = response.results.add(score=hit.score, snippet=hit.snippet)
             convert.fill(result.message, hit.message)
         if following is not None:
-            response.next_page_token = tokens.encode(key, following)
+            response.next_page_token = consistency.token_of(key, following)
         return response
 
     async def _search(
@@ -212,16 +213,20 @@ class StorageServicer:
         """
         size = requests.export_batch(request.batch_size)
         key = tokens.request_key("Export")
-        after, upto = 0, await self._backend.last_sequence()
         if request.resume_token:
-            position = tokens.decode(key, request.resume_token, "resume_token", (int, int))
-            after, upto = position  # type: ignore[assignment]  # decode has checked the types
+            cursor = consistency.cursor_of(key, request.resume_token, "resume_token", (int, int))
+        else:
+            cursor = (0, await self._backend.last_sequence())
+        after: int
+        upto: int
+        after, upto = cursor  # type: ignore[assignment]  # cursor_of has checked the types
         while after < upto:
             page = await self._backend.scan_sequences(after, upto, size)
             if not page.messages:
                 return
             after = page.messages[-1].sequence
-            response = storage_pb2.ExportResponse(resume_token=tokens.encode(key, (after, upto)))
+            token = consistency.token_of(key, (after, upto))
+            response = storage_pb2.ExportResponse(resume_token=token)
             _add(response, page.messages)
             yield response
             if not page.more:

@@ -1,8 +1,11 @@
-"""Page and resume tokens: a position in a result, bound to the request that it belongs to.
+"""Page and resume tokens: a cursor in a result, bound to the request that it belongs to.
 
-A token is base64url of a version byte, a BLAKE2b digest, and the position as a JSON list. The
-digest covers the position and the fields of the request, except the page size and the token. A
+A token is base64url of a version byte, a BLAKE2b digest, and the cursor as a JSON list. The
+digest covers the cursor and the fields of the request, except the page size and the token. A
 token that was altered, or that is sent with another request, is rejected.
+
+A token may also hold the position in PostgreSQL's log at which its page was read
+(`interfaces.consistency`), under another version byte.
 
 Tokens are not signed, because a token grants no access: a caller that can forge one can request
 the same page without it. Therefore tokens survive restarts, and are valid on every server and in
@@ -17,14 +20,28 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
+from sagastore_server.interfaces.consistency import WalPosition, decoded
 from sagastore_server.storage.errors import InvalidRequestError, Violation
 from sagastore_server.storage.validation import unstorable
 
 Scalar = int | float | str | None
 
+
+class Token(NamedTuple):
+    """Contents of a token."""
+
+    cursor: tuple[Scalar, ...]
+    """The position in the result."""
+    position: WalPosition | None
+    """The position of the page in PostgreSQL's log; None: not known."""
+
+
 _VERSION = b"\x02"
+_LOCATED_VERSION = b"\x03"
+"""Version of tokens with the position of the page, in its text form, before the JSON list."""
+_LOCATED_CHARACTERS = 28
 _FORMER_VERSIONS = (b"\x01",)
 """Version 1 held ids where version 2 holds sequences; the two orders differ."""
 
@@ -43,10 +60,16 @@ def request_key(method: str, *fields: object) -> bytes:
     return json.dumps([method, *fields], separators=(",", ":")).encode()
 
 
-def encode(key: bytes, position: Sequence[Scalar]) -> str:
-    """Return the token of ``position`` in the request of ``key``."""
-    text = json.dumps(position, separators=(",", ":"), ensure_ascii=False).encode()
-    return base64.urlsafe_b64encode(_VERSION + _digest(key, text) + text).decode().rstrip("=")
+def encode(key: bytes, cursor: Sequence[Scalar], position: WalPosition | None = None) -> str:
+    """Return the token of ``cursor`` in the request of ``key``.
+
+    ``position`` is that of the page, to be kept with it.
+    """
+    text = json.dumps(cursor, separators=(",", ":"), ensure_ascii=False).encode()
+    version = _VERSION
+    if position is not None:
+        version, text = _LOCATED_VERSION, position.encoded().encode() + text
+    return base64.urlsafe_b64encode(version + _digest(key, text) + text).decode().rstrip("=")
 
 
 def decode(
@@ -54,46 +77,53 @@ def decode(
     token: str,
     field: str,
     shape: tuple[type, ...] | None = None,
-) -> tuple[Scalar, ...]:
-    """Return the position of ``token``.
+) -> Token:
+    """Return the contents of ``token``.
 
     Args:
         key: The ``request_key`` of the request that holds the token.
         token: The token, not empty.
         field: The request's field, for the violation.
-        shape: Types of the position's items; None: any scalars.
+        shape: Types of the cursor's items; None: any scalars.
 
     Raises:
         InvalidRequestError: The token is not valid for this request.
 
     """
-    text = _payload(key, token, field)
+    version, text = _payload(key, token, field)
+    position = None
     try:
-        position = json.loads(text, parse_constant=_no_constant)
+        if version == _LOCATED_VERSION:
+            position = decoded(text[:_LOCATED_CHARACTERS].decode())
+            text = text[_LOCATED_CHARACTERS:]
+        cursor = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         reject(field)
-    if not isinstance(position, list) or not all(map(_is_scalar, position)):
+    if not isinstance(cursor, list) or not all(map(_is_scalar, cursor)):
         reject(field)
-    if shape is not None and tuple(map(type, position)) != shape:
+    if shape is not None and tuple(map(type, cursor)) != shape:
         reject(field)
-    return tuple(position)
+    return Token(tuple(cursor), position)
 
 
-def _payload(key: bytes, token: str, field: str) -> bytes:
+def _payload(key: bytes, token: str, field: str) -> tuple[bytes, bytes]:
+    """Return the version and the text of a token that belongs to the request of ``key``."""
     if len(token) > _MAX_CHARACTERS:
         reject(field)
     try:
         raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         reject(field)
-    if raw[:1] in _FORMER_VERSIONS:
+    version = raw[:1]
+    if version in _FORMER_VERSIONS:
         _reject_former(field)
     digest, text = raw[1 : 1 + _DIGEST_BYTES], raw[1 + _DIGEST_BYTES :]
     # The last character of base64 has spare bits; only the spelling of encode() is valid.
     spelling = base64.urlsafe_b64encode(raw).decode().rstrip("=")
-    if raw[:1] != _VERSION or digest != _digest(key, text) or spelling != token:
+    is_known = version in {_VERSION, _LOCATED_VERSION}
+    if not is_known or digest != _digest(key, text) or spelling != token:
         reject(field)
-    return text
+    return version, text
 
 
 def _digest(key: bytes, text: bytes) -> bytes:

@@ -9,6 +9,31 @@ from sagastore_server.storage.model import Store
 from sagastore_server.storage.reanalysis import Reanalysis
 
 
+class ReplicaLoad(NamedTuple):
+    """Current state of a read replica."""
+
+    number: int
+    """Its place in the settings, from 1."""
+    place: str
+    """Its host and database, for display."""
+    out: str
+    """Why it is out of rotation, in one word; empty: it is in rotation."""
+    detail: str
+    """The same in one line, with a remedy."""
+    lag_seconds: float
+    """Age of its state; 0 if it has everything that the primary is known to have."""
+    lag_bytes: int
+    """Bytes of the write-ahead log that it has not replayed."""
+    timeline: int
+    """Its timeline; 0: not known."""
+    connections: int
+    """Open connections to it."""
+    connections_busy: int
+    """Connections in use."""
+    connections_most: int
+    """Connections at most."""
+
+
 class Load(NamedTuple):
     """Current load of a store. A value that does not apply is 0."""
 
@@ -40,6 +65,8 @@ class Load(NamedTuple):
     disk_free_bytes: int = 0
     """Free bytes on the disk of that file (SQLite)."""
 
+    replicas: tuple[ReplicaLoad, ...] = ()
+    """Read replicas (PostgreSQL)."""
     reanalysis: Reanalysis | None = None
     """Progress of the analysis of stored messages by a newer version; None: not in progress."""
 

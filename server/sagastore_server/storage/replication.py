@@ -481,3 +481,10 @@ class MigrationTarget(StorageBackend, SessionRows, FileRows, CountingTarget):
             UnavailableError: The outcome is unknown; call ``inspect``.
 
         """
+
+    def serve_alone(self) -> None:
+        """Serve clients as the only store from now on: tell positions and meet requirements.
+
+        Called once ``finish`` has committed, before the first write of a client. Until then reads
+        tell no positions: a write that SQLite acknowledges has none.
+        """
