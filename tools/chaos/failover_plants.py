@@ -5,12 +5,22 @@ Each reverts one guarantee of docs/explanation/replication.md.
 
 from __future__ import annotations
 
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from sagastore_server.config.connection import Address
+from sagastore_server.interfaces.consistency import Consistency, Level
 from sagastore_server.postgresql import commit, timeline
 from sagastore_server.postgresql.connecting import Connector
+from sagastore_server.postgresql.pool import Connection, Pool
+from sagastore_server.postgresql.positions import Commit, committed_at
 from sagastore_server.postgresql.primary import NotThePrimaryError, Primary, Role
+from sagastore_server.postgresql.queries import QUERIES
+from sagastore_server.postgresql.replica import Fetch, NotUsableError, Replica, Satisfied
+from sagastore_server.postgresql.replicas import Replicas
+from sagastore_server.postgresql.watermark import Watermark, located
 from tools.chaos.plant_registry import plant, replace
 
 CLUSTER = "cluster"
@@ -64,3 +74,47 @@ def _repeat_revisions() -> None:
         """Go on with the numbers of the sequence."""
 
     replace(timeline, "enter", enter)
+
+
+@plant("position-before-commit", "the position of a write is read before its COMMIT", CLUSTER)
+def _position_before_commit() -> None:
+    @asynccontextmanager
+    async def write(self: Pool, connection: Connection) -> AsyncIterator[Commit]:
+        commit = Commit()
+        async with self.transaction(connection, QUERIES["begin"], acknowledged=True):
+            yield commit
+            commit.position = await committed_at(connection)
+
+    replace(Pool, "write", write)
+
+
+@plant(
+    "check-in-the-same-statement",
+    "a replica is asked for its position in the statement that reads",
+    CLUSTER,
+)
+def _check_in_the_same_statement() -> None:
+    async def choose(self: Replicas, need: Consistency) -> Replica | None:
+        now = time.monotonic()
+        fit = [replica for replica in self._replicas if replica.out(now) is None]
+        if need.level is Level.LATEST or not fit:
+            return None
+        self._turn += 1
+        return fit[self._turn % len(fit)]
+
+    async def fetched(
+        self: Replica,
+        connection: Connection,
+        mark: Watermark,
+        sql: str,
+        fetch: Fetch,
+        satisfied: Satisfied,
+    ) -> list[Any]:
+        rows = await fetch(connection, located(sql))
+        lsn, _, timeline = rows[0][-1].split(" ")
+        if not satisfied(mark._replace(lsn=int(lsn), timeline=int(timeline or 0))):
+            raise NotUsableError
+        return rows
+
+    replace(Replicas, "_choose", choose)
+    replace(Replica, "_fetched", fetched)

@@ -91,7 +91,9 @@ class Fleet:
         folder = self._bed.folder / f"server{number}"
         folder.mkdir(exist_ok=True)
         dsn = self._bed.nodes.dsn(number, self._database)
-        server = ChaosServer(folder / "unused.db", dict(env), plant, None, postgres=dsn)
+        replicas = ",".join(self._bed.nodes.replicas(number, self._database))
+        own = {**env, "SAGASTORE_POSTGRES_REPLICAS": replicas}
+        server = ChaosServer(folder / "unused.db", own, plant, None, postgres=dsn)
         return Supervisor(
             server, lambda state: self._history.mark("server", state=state, number=number)
         )

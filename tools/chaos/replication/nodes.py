@@ -241,9 +241,13 @@ class Nodes:
         )
         return f"postgresql://postgres@{hosts}/{database}?sslmode=disable"
 
-    def addresses(self, server: int) -> dict[Node, str]:
-        """Return the address of each node as seen by a server."""
-        return {node: f"127.0.0.1:{self._ports[_server_link(server, node)]}" for node in self.all}
+    def replicas(self, server: int, database: str) -> list[str]:
+        """Return a connection string for each node: any may become a standby."""
+        return [
+            f"postgresql://postgres@127.0.0.1:{self._ports[_server_link(server, node)]}/{database}"
+            "?sslmode=disable"
+            for node in self.all
+        ]
 
     @contextlib.contextmanager
     def cut_off(self, links: Sequence[str], *, silent: bool) -> Iterator[None]:
