@@ -102,7 +102,7 @@ def _check_in_the_same_statement() -> None:
         self._turn += 1
         return fit[self._turn % len(fit)]
 
-    async def fetched(
+    async def fetched(  # noqa: PLR0917 - the parameters of the original
         self: Replica,
         connection: Connection,
         mark: Watermark,
