@@ -25,16 +25,21 @@ from sagastore import AsyncClient, Message, RetryPolicy, SagaStoreError
 from tools.chaos.cluster import send
 from tools.chaos.history import History, Outcome
 from tools.chaos.replication.fleet import ASYNCHRONOUS, QUORUM, ClusterBed, Fleet, cluster_bed
-from tools.chaos.replication.nodes import NO_ANSWER, replication_links
+from tools.chaos.replication.nodes import NO_ANSWER, replication_links, server_links
 from tools.chaos.replication.position_client import PositionClient, Requirement
+from tools.chaos.values import moment
 
 WARM_UP = 1.0
 """Seconds under load before the failure."""
 AFTERWARDS = 3.0
 """Seconds under load after it."""
 WRITERS = 12
+WAIT = 30.0
+"""Seconds in which a standby shows a commit, on a busy machine."""
 READS = 1200
 """Reads right after a save, as many as in the first measurement."""
+
+_MOMENT = 1_900_000_000_000_000
 
 _CANCEL = """
 SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'
@@ -280,7 +285,7 @@ async def _gap_with_frozen_standby(place: Place) -> float:
 
 @_experiment("reads-after-writes")
 async def _reads_after_writes(place: Place) -> str:
-    """Read on another server right after a save: any replica, and with the position of the save."""
+    """Read right after a save, on any server: any replica, and with the position of the save."""
     history = History()
     draw = random.Random("reads")
     clients = [
@@ -302,22 +307,57 @@ async def _reads_after_writes(place: Place) -> str:
             missed[name] += operation.outcome is not Outcome.OK
             if name == "at_least":
                 took.append(((operation.end or 0) - operation.start) / 1e6)
+    replica = f"{missed['any_replica']} of {missed['any_replica reads']:,}"
+    position = f"{missed['at_least']} of {missed['at_least reads']:,}"
     return (
-        f"any_replica misses {missed['any_replica']} of {missed['any_replica reads']:,}; at_least "
-        f"{missed['at_least']} of {missed['at_least reads']:,}, in {statistics.median(took):.1f} ms "
-        "(median)"
+        f"any_replica misses {replica}; at_least misses {position}, "
+        f"in {statistics.median(took):.1f} ms (median)"
     )
+
+
+def _message(id: str) -> Message:
+    return Message("openai", "user", id, id=id, timestamp=moment(_MOMENT), metadata={})
 
 
 async def _save_and_read(client: PositionClient, number: int, draw: random.Random) -> None:
     for count in range(READS // 4):
         id = f"read-{number}-{count}"
-        await client.save(draw.randint(1, 3), Message("openai", "user", id, id=id))
+        await client.save(draw.randint(1, 3), _message(id))
         wanted = Requirement("at_least", client.position)
         await client.get(draw.randint(1, 3), id, wanted)
         id = f"{id}-any"
-        await client.save(draw.randint(1, 3), Message("openai", "user", id, id=id))
+        await client.save(draw.randint(1, 3), _message(id))
         await client.get(draw.randint(1, 3), id, Requirement("any_replica"))
+
+
+@_experiment("commit-not-confirmed")
+async def _commit_not_confirmed(place: Place) -> str:
+    """Read a commit on a replica before the primary shows it, then require its position there."""
+    history = History()
+    client = PositionClient(place.fleet.addresses, history, 1, timeout=10.0)
+    bed, primary = place.bed, place.manager.primary
+    message = _message("unconfirmed")
+    any_replica = Requirement("any_replica")
+    try:
+        # Standbys receive everything, and the primary does not hear of it.
+        for link in replication_links(primary):
+            bed.proxy.set(link, hold=("up",))
+        saving = asyncio.create_task(client.save(1, message))
+        async with asyncio.timeout(WAIT):
+            while not await client.get(2, message.id, any_replica):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        standbys = [link for node in place.manager.standbys for link in server_links(node)]
+        with bed.nodes.cut_off(standbys, silent=False):
+            position = Requirement("at_least", client.position)
+            found = await client.get(2, message.id, position)
+        answered = history.operations[-1]
+        for link in replication_links(primary):
+            bed.proxy.set(link)
+        await saving
+    finally:
+        await client.close()
+    answer = "shows it" if found else f"answers {answered.code}"
+    return f"a replica shows the commit; then the primary, with its position, {answer}"
 
 
 @_experiment("rolling-restart")

@@ -9,7 +9,7 @@ A position is a place in the write-ahead log. Three rules are checked without a 
 - after a promotion, no revision is given out a second time, not even to another message.
 
 Reads that require a position or any replica need not show the latest state, but only one that was
-once valid; that is part of the search (`projection`).
+once valid; that is part of the search (`projection`). They show nothing that was not written yet.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class _Id:
     """Deletions that may have taken effect."""
     first_ends: dict[int, int] = field(default_factory=dict)
     """By revision: when it was first known to be stored."""
+    written: dict[str, int] = field(default_factory=dict)
+    """By digest of a value: start of the first operation that wrote it."""
     sessions: set[str | None] = field(default_factory=set)
     """Sessions of all values that were sent."""
 
@@ -94,6 +96,7 @@ class _Positions:
         for record in args.get("values", [args["value"]] if "value" in args else []):
             value = Value.read(record)
             self._ids[value.id].sessions.add(value.session)
+            self._ids[value.id].written.setdefault(value.digest, operation.start)
         if operation.kind == "Delete" and _may_have_taken_effect(operation):
             self._ids[args["id"]].deletes.append(operation)
         place = place_of(operation.answer.get("position", ""))
@@ -106,8 +109,9 @@ class _Positions:
 
     def violations(self) -> Iterator[Violation]:
         reported: set[str] = set()
-        for operation in self._history:
-            if operation.args.get("requirement") != "at_least":
+        for operation in filter(is_weak, self._history):
+            yield from self._from_the_future(operation)
+            if operation.args["requirement"] != "at_least":
                 continue
             if operation.outcome is Outcome.UNKNOWN or not operation.closed:
                 continue
@@ -117,6 +121,14 @@ class _Positions:
                     yield violation(
                         self._history, Kind.STALE_POSITION, id, what, [*proof, operation]
                     )
+
+    def _from_the_future(self, operation: Operation) -> Iterator[Violation]:
+        for item in operation.answer.get("items", ()):
+            shown = Shown(*item)
+            written = self._ids[shown.id].written.get(shown.digest, 0)
+            if operation.end is not None and written > operation.end:
+                what = "the value was returned before it was written"
+                yield violation(self._history, Kind.PHANTOM, shown.id, what, [operation])
 
     def _contradictions(
         self, operation: Operation
