@@ -257,7 +257,7 @@ async def _switchover(place: Place) -> str:
             former = place.manager.primary
             await asyncio.to_thread(former.demote)
             await place.manager.promote()
-            await place.manager.attach(former, "restart")
+            await place.manager.attach(former, "rewind")
         return f"{load.failures}; {await load.lost()} lost; gap {load.gap:.1f} s"
 
 

@@ -28,6 +28,9 @@ PATIENCE = 90.0
 COMMITS = 5.0
 """Seconds in which a standby usually streams from a new primary, unless a fault prevents it."""
 
+FOLLOWS = 20.0
+"""Seconds in which a healthy standby streams, on a busy machine."""
+
 _PAUSE = 0.01
 _STANDBY = """
 SELECT (SELECT count(*) FROM pg_stat_wal_receiver) AS receivers,
@@ -41,7 +44,10 @@ _IDLE = "RecoveryRetrieveRetryInterval"
 """Wait event of a standby that has read all WAL it has and receives none (PostgreSQL
 documentation, table 27.11)."""
 
-_STREAMING = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
+_STREAMING = """
+SELECT coalesce(array_agg(application_name), '{}') FROM pg_stat_replication
+WHERE state = 'streaming'
+"""
 
 
 class FailoverManager:
@@ -90,26 +96,35 @@ class FailoverManager:
     async def until_whole(self) -> None:
         """Wait until all attached standbys stream from the primary.
 
+        A standby that cannot follow is copied again, as an operator would do.
+
         Raises:
             TimeoutError: They do not.
 
         """
+        if await self._until_streaming(len(self.attached), FOLLOWS):
+            return
+        streaming = await _persist(self._streaming)
+        for node in self.standbys:
+            if node.name not in streaming:
+                self.mark("standby copied again", node=node.name)
+                await self.attach(node, "backup")
         if not await self._until_streaming(len(self.attached), PATIENCE):
             raise TimeoutError(f"not all standbys of {self.primary.name} stream")
 
     async def _until_streaming(self, count: int, within: float) -> bool:
         """Wait until ``count`` standbys stream; return whether they do."""
-
-        async def streaming() -> int:
-            found: int = (await self.primary.row(_STREAMING))[0]
-            return found
-
         until = time.monotonic() + within
-        while await _persist(streaming) < count:
+        while len(await _persist(self._streaming)) < count:
             if time.monotonic() > until:
                 return False
             await asyncio.sleep(_PAUSE)
         return True
+
+    async def _streaming(self) -> list[str]:
+        """Return the names of the standbys that stream from the primary."""
+        names: list[str] = (await self.primary.row(_STREAMING))[0]
+        return names
 
     async def recover(self) -> None:
         """End all faults of the nodes, and wait until three nodes replicate again."""

@@ -36,9 +36,13 @@ every host twice a second; before it has seen the promotion, a server that still
 primary reads from it. A failover manager prevents that by stopping the former primary first, or by
 a watchdog."""
 
-STAYS = 0.2, 0.8
+STAYS = 0.4, 1.0
 """Seconds that a former primary then runs beside the new one."""
 
+
+ALONE = 0.6
+"""Share of these times in which a server reaches only the former primary. It knows the timeline of
+the new one."""
 
 START = 20.0
 """Seconds in which a server must serve after it was killed, on a busy machine. A server that waits
@@ -114,13 +118,22 @@ async def _return(scene: Scene, former: Node) -> None:
     await scene.manager.attach(former, scene.rng.choice(["rewind", "rewind", "backup"]))
 
 
-@contextlib.asynccontextmanager
-async def _second_primary(scene: Scene, node: Node):  # type: ignore[no-untyped-def]
-    """Two nodes accept connections as primaries in this context, for a while."""
-    scene.history.mark("second primary", node=node.name)
-    yield
-    await asyncio.sleep(scene.rng.uniform(*STAYS))
-    scene.history.mark("second primary ends", node=node.name)
+async def _live_with(scene: Scene, former: Node) -> None:
+    """Let two nodes accept connections as primaries for a while.
+
+    Often one server is cut off from the new one meanwhile, so that only the former one answers it.
+    """
+    scene.history.mark("second primary", node=former.name)
+    links = server_links(scene.manager.primary)
+    running = [
+        link
+        for link, supervisor in zip(links, scene.fleet.supervisors, strict=True)
+        if supervisor.up.is_set()
+    ]
+    chosen = scene.rng.sample(running, 1) if running and scene.rng.random() < ALONE else []
+    with scene.bed.nodes.cut_off(chosen, silent=scene.rng.random() < 0.3):
+        await asyncio.sleep(scene.rng.uniform(*STAYS))
+    scene.history.mark("second primary ends", node=former.name)
 
 
 @_fault("PostgreSQL: primary killed", 4, promotes=True)
@@ -145,8 +158,7 @@ async def _primary_frozen_and_thawed(scene: Scene) -> None:
     former = await _fail_over(scene, "frozen")
     await asyncio.sleep(NOTICED)
     former.thaw()
-    async with _second_primary(scene, former):
-        pass
+    await _live_with(scene, former)
     await _return(scene, former)
 
 
@@ -157,8 +169,7 @@ async def _primary_cut_off(scene: Scene) -> None:
     with scene.bed.nodes.cut_off(links, silent=scene.rng.random() < 0.6):
         former = await _fail_over(scene, "cut off")
         await asyncio.sleep(NOTICED)
-    async with _second_primary(scene, former):
-        pass
+    await _live_with(scene, former)
     await _return(scene, former)
 
 
@@ -218,7 +229,8 @@ async def _switchover(scene: Scene) -> None:
     primary = scene.manager.primary
     scene.history.mark("primary lost", node=primary.name, how="switchover")
     await asyncio.to_thread(primary.demote)
-    await scene.manager.attach(await scene.manager.promote(), "restart")
+    # A standby that was frozen or cut off meanwhile may lack the end of the log.
+    await scene.manager.attach(await scene.manager.promote(), "rewind")
 
 
 # ---------------------------------------------------------------------- the primary stays

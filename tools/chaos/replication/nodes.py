@@ -49,6 +49,9 @@ _SETTINGS = {
     "autovacuum": "off",
 }
 
+_LOG = 200_000
+"""Characters of the log of a node that a failed round keeps."""
+
 _SOCKET = ".s.PGSQL.5432"
 
 
@@ -140,13 +143,12 @@ class Node(PostgresProcess):
             source: The primary.
             conninfo: How to receive WAL from it.
             how: ``backup``: discard all data; ``rewind``: discard only what the primary does not
-                have; ``restart``: it was stopped cleanly, so nothing is discarded.
+                have, or all data if that fails.
 
         """
         self.thaw()
-        if how != "restart":
-            self.stop()
-        if how == "backup" or (how == "rewind" and not self._rewind(source)):
+        self.stop()
+        if how == "backup" or not self._rewind(source):
             shutil.rmtree(self._data)
             if not source.base_backup(self._data, BACKUP):
                 raise RuntimeError(f"pg_basebackup of {source.name} failed")
@@ -263,6 +265,13 @@ class Nodes:
         finally:
             for link in links:
                 self.proxy.set(link)
+
+    def logs(self) -> dict[str, str]:
+        """Return the end of the log of each node, by its name."""
+        return {
+            node.name: (node.data.parent / "log").read_text(errors="replace")[-_LOG:]
+            for node in self.all
+        }
 
     def stop(self) -> None:
         """Stop all nodes."""

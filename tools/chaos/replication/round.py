@@ -123,6 +123,8 @@ class ClusterRound:
     def _save(self, folder: Path, seconds: float) -> None:
         text = "".join(f"{line.text}\n" for line in self._said)
         (folder / "server.log").write_text(text, encoding="utf-8")
+        for name, log in self._bed.nodes.logs().items():
+            (folder / f"{name}.log").write_text(log, encoding="utf-8")
         self._history.save(folder / "history.jsonl")
         (folder / "round.json").write_text(json.dumps(self._as_json(seconds), indent=2))
 
