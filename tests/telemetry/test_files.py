@@ -49,6 +49,7 @@ async def _exposition(folder: Path) -> str:
             env={
                 "SAGASTORE_OPS_LISTEN": "127.0.0.1:0",
                 "SAGASTORE_POSTGRES": dsn,
+                "SAGASTORE_POSTGRES_REPLICAS": "postgresql://127.0.0.1:1/none",
                 "SAGASTORE_TLS_CERT": str(cert),
                 "SAGASTORE_TLS_KEY": str(key),
             },

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from sagastore_server.interfaces.consistency import Level
 from sagastore_server.storage.model import Store
 
-
 PRIMARY = "primary"
 """Name of the primary among the servers of PostgreSQL; a replica has a number."""
 

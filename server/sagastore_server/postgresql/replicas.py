@@ -89,12 +89,13 @@ class Replicas:
         for replica in self._replicas:
             replica.on_mark = partial(self._serve_waiters, replica)
             replica.is_wanted = lambda: bool(self._waiters)
+        if self._replicas:
+            instruments.replicas_used([str(replica.number) for replica in self._replicas])
 
     def start(self) -> None:
         """Start to watch the servers; until that has shown their states, the primary answers."""
         if self._tasks or not self._replicas:
             return
-        self._instruments.replicas_used([str(replica.number) for replica in self._replicas])
         start = self._supervisor.start
         self._tasks = [
             start(f"postgresql-replica-{replica.number}", replica.run) for replica in self._replicas
@@ -107,9 +108,7 @@ class Replicas:
         await asyncio.gather(*(task.stop() for task in tasks))
 
     def loads(self) -> tuple[ReplicaLoad, ...]:
-        """Return the states of the replicas while they are watched."""
-        if not self._tasks:
-            return ()
+        """Return the states of the replicas; unknown while they are not watched."""
         now = time.monotonic()
         return tuple(replica.load(now) for replica in self._replicas)
 

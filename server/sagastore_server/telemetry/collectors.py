@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from sagastore_server.interfaces.backups import BackupRecord
 from sagastore_server.interfaces.usage import Usage
-from sagastore_server.storage.load import Load
+from sagastore_server.storage.load import Load, ReplicaLoad
 from sagastore_server.storage.migration import BackfillState, StatusSnapshot, Verification
 from sagastore_server.storage.model import Store
 from sagastore_server.storage.phase import Phase
@@ -238,6 +238,43 @@ _REANALYSIS: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
         lambda load: load.reanalysis.total if load.reanalysis else 0,
     ),
 )
+_REPLICAS: tuple[tuple[str, str, Callable[[ReplicaLoad], float]], ...] = (
+    (
+        "sagastore_replica_in_rotation",
+        "1 if the replica of PostgreSQL answers reads.",
+        lambda replica: not replica.out,
+    ),
+    (
+        "sagastore_replica_lag_seconds",
+        "Age of the state of the replica; 0 if it has everything.",
+        lambda replica: replica.lag_seconds,
+    ),
+    (
+        "sagastore_replica_lag_bytes",
+        "Bytes of the write-ahead log that the replica has not replayed.",
+        lambda replica: replica.lag_bytes,
+    ),
+    (
+        "sagastore_replica_timeline",
+        "Timeline of the replica; 0 while unknown.",
+        lambda replica: replica.timeline,
+    ),
+    (
+        "sagastore_replica_connections_open",
+        "Open connections to the replica.",
+        lambda replica: replica.connections,
+    ),
+    (
+        "sagastore_replica_connections_busy",
+        "Connections in use.",
+        lambda replica: replica.connections_busy,
+    ),
+    (
+        "sagastore_replica_connections_limit",
+        "Limit of sagastore_replica_connections_open.",
+        lambda replica: replica.connections_most,
+    ),
+)
 _FILES: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
     ("sagastore_wal_bytes", "Size of the write-ahead log.", lambda load: load.log_bytes),
     ("sagastore_file_bytes", "Size of the database file.", lambda load: load.file_bytes),
@@ -260,6 +297,16 @@ def _loads(loads: list[Load]) -> Iterator[Metric]:
     for load in loads:
         if load.store is Store.POSTGRESQL:
             yield from _commits(load)
+            if load.replicas:
+                yield from _replicas(load.replicas)
+
+
+def _replicas(replicas: Sequence[ReplicaLoad]) -> Iterator[Metric]:
+    for name, documentation, value in _REPLICAS:
+        family = GaugeMetricFamily(name, documentation, labels=["replica"])
+        for replica in replicas:
+            family.add_metric([str(replica.number)], value(replica))
+        yield family
 
 
 def _commits(load: Load) -> Iterator[Metric]:

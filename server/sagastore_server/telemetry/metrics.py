@@ -11,13 +11,14 @@ No label has values from outside: no callers, no ids, no addresses.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, GCCollector, Info, ProcessCollector
 
+from sagastore_server.interfaces.consistency import Level
 from sagastore_server.interfaces.errors import OverloadedError, RateLimitedError
-from sagastore_server.interfaces.instruments import Instruments
+from sagastore_server.interfaces.instruments import PRIMARY, Fallback, Instruments
 from sagastore_server.storage.model import Store
 from sagastore_server.telemetry.counters import CounterFamily, HistogramFamily
 
@@ -39,6 +40,9 @@ GROUP_WRITES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 DELAY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """The server's own code should hold the event loop for 5 ms at most."""
+
+WAIT_SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.05, 0.1, 0.25, 0.5, 1, 5)
+"""A standby replays a commit within some milliseconds; a read waits for 0.05 s by default."""
 
 OTHER = "other"
 """Label for unknown methods, as A66 defines it."""
@@ -88,6 +92,21 @@ class Metrics(Instruments):
             "Messages in these transactions, including unchanged ones.",
             ["store"],
         )
+        self._reads = CounterFamily(
+            "sagastore_postgres_reads",
+            "Reads that a server of PostgreSQL has answered, by what they required.",
+            ["node", "requirement"],
+        )
+        self._fallbacks = CounterFamily(
+            "sagastore_replica_fallbacks",
+            "Reads that the primary of PostgreSQL answered because no replica could.",
+            ["reason"],
+        )
+        self._waits = HistogramFamily(
+            "sagastore_replica_wait_seconds",
+            "Time that a read waited for a replica to reach its position, if it had to wait.",
+            WAIT_SECONDS,
+        )
         self._delay = HistogramFamily(
             "sagastore_event_loop_delay_seconds",
             "Delay of the event loop, measured with a timer of 0.5 s.",
@@ -102,6 +121,7 @@ class Metrics(Instruments):
         self._ends = {(name, "OK"): self._duration.labels(name, "OK") for name in self._known}
         self._defect = self._defects.labels()
         self._late = self._delay.labels()
+        self._waited = self._waits.labels()
         for reason in (OverloadedError.reason, RateLimitedError.reason):
             self._shed.labels(reason)
         self._commits = {
@@ -117,6 +137,7 @@ class Metrics(Instruments):
         counted: tuple[Collector, ...] = (
             *(self._started, self._duration, self._defects, self._task_failures, self._shed),
             *(self._writes, self._seconds, self._rows, self._delay),
+            *(self._reads, self._fallbacks, self._waits),
         )
         for collector in counted:
             self.registry.register(collector)
@@ -161,6 +182,26 @@ class Metrics(Instruments):
         group.observe(writes)
         duration.observe(seconds)
         messages.value += rows
+
+    def replicas_used(self, nodes: Sequence[str]) -> None:
+        """See the contract."""
+        for level in Level:
+            for node in (PRIMARY, *nodes):
+                self._reads.labels(node, level.value)
+        for reason in Fallback:
+            self._fallbacks.labels(reason.value)
+
+    def read_answered(self, node: str, level: Level) -> None:
+        """See the contract."""
+        self._reads.labels(node, level.value).value += 1
+
+    def read_fell_back(self, reason: Fallback) -> None:
+        """See the contract."""
+        self._fallbacks.labels(reason.value).value += 1
+
+    def replica_awaited(self, seconds: float) -> None:
+        """See the contract."""
+        self._waited.observe(seconds)
 
     def loop_delayed(self, seconds: float) -> None:
         """Record a delay of the event loop."""

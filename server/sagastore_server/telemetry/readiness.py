@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from sagastore_server.interfaces.usage import Usage
 from sagastore_server.runtime.supervisor import Failure, Policy
-from sagastore_server.storage.load import Load
+from sagastore_server.storage.load import Load, ReplicaLoad
 from sagastore_server.storage.migration import StatusSnapshot
 from sagastore_server.storage.model import Store, StoreHealth
 from sagastore_server.storage.phase import Phase
@@ -36,6 +36,9 @@ write-ahead log."""
 STALLED_AFTER = 3.0
 """Seconds that a commit lasts on PostgreSQL before writes count as stalled. A commit takes some
 milliseconds; longer, it usually waits for a synchronous standby that is frozen or gone."""
+
+_PRIMARY, _UNKNOWN = "PRIMARY", "UNKNOWN"
+"""Values of ``ReplicaLoad.out`` (postgresql/replica.py)."""
 
 NEAR = 0.8
 """Share of a limit above which its use is reported."""
@@ -63,6 +66,7 @@ class Notice(enum.Enum):
     BACKFILL_FAILING = "BACKFILL_FAILING"
     TASK_FAILING = "TASK_FAILING"
     NOT_REPLICATED = "NOT_REPLICATED"
+    REPLICA_OUT = "REPLICA_OUT"
     AUDIT_FAILING = "AUDIT_FAILING"
     NEAR_LIMIT = "NEAR_LIMIT"
     REANALYSIS = "REANALYSIS"
@@ -203,6 +207,7 @@ class Readiness:
         found += [_task_failing(one) for one in self._failing() if one.policy is Policy.RESTART]
         if any(load.is_unreplicated for load in self._loads):
             found.append(_not_replicated())
+        found += [_replica_out(one) for load in self._loads for one in _missing(load.replicas)]
         found += [
             _reanalysis(load.store, load.reanalysis)
             for load in self._loads
@@ -322,6 +327,26 @@ def _reanalysis(store: Store, progress: Reanalysis) -> Finding:
         f"the search index of {name} is being made anew by a newer version: {progress.done:,} of "
         f"{progress.total:,} messages; until then, some words do not find the other ones",
         "none needed; it continues after a restart",
+    )
+
+
+def _missing(replicas: Sequence[ReplicaLoad]) -> list[ReplicaLoad]:
+    """Return the replicas that should be in rotation but are not.
+
+    The primary is one of them only if there is no other replica: where the roles change, the
+    setting names every server. A replica is not missing before its first answer or refusal.
+    """
+    expected = {_PRIMARY, ""} if any(not one.out for one in replicas) else {""}
+    return [one for one in replicas if one.out not in expected | {_UNKNOWN}]
+
+
+def _replica_out(replica: ReplicaLoad) -> Finding:
+    problem, _, remedy = replica.detail.rpartition("; ")
+    return Finding(
+        Notice.REPLICA_OUT.value,
+        f"replica {replica.number} of PostgreSQL, {replica.place}, answers no reads: {problem}; "
+        "other servers answer them",
+        remedy,
     )
 
 
