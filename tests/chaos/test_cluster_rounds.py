@@ -14,6 +14,7 @@ from tools.chaos.replication.faults import CLUSTER_FAULTS
 from tools.chaos.replication.figures import SECOND, figures
 from tools.chaos.replication.fleet import ASYNCHRONOUS, QUORUM
 from tools.chaos.replication.plan import ASYNCHRONOUS_ROUNDS, draw_cluster
+from tools.chaos.replication.read_metrics import counted, replica_share, wait_bound
 from tools.chaos.replication.totals import ClusterTotals, quantile
 from tools.chaos.replication.workload import DEFAULTS, FIRST
 
@@ -117,3 +118,20 @@ def test_totals_of_rounds() -> None:
     assert found["recovery"] == {"count": 2, "median": 0.5, "p95": 0.5, "max": 0.5}
     assert "Failovers                 3 (2 with quorum commit)" in "\n".join(totals.text())
     assert quantile([4, 1, 3, 2], 0.5) == 3
+
+
+def test_reads_of_replicas() -> None:
+    samples = {
+        'sagastore_postgres_reads_total{node="primary",requirement="at_least"}': 4.0,
+        'sagastore_postgres_reads_total{node="2",requirement="at_least"}': 36.0,
+        'sagastore_postgres_reads_total{node="3",requirement="at_least"}': 60.0,
+        'sagastore_postgres_reads_total{node="primary",requirement="latest"}': 9.0,
+        'sagastore_replica_wait_seconds_bucket{le="0.004"}': 5.0,
+        'sagastore_replica_wait_seconds_bucket{le="0.05"}': 7.0,
+        'sagastore_replica_wait_seconds_bucket{le="+Inf"}': 8.0,
+        "sagastore_replica_wait_seconds_count": 8.0,
+    }
+    counts = counted(samples)
+    assert replica_share(counts, "at_least") == 0.96
+    assert replica_share(counts, "latest") == 0.0
+    assert [wait_bound(counts, share) for share in (0.9, 0.95, 0.99)] == [0.0, 0.004, 0.05]

@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.telemetry.ops import ON, ops_of, scrape
 from tools.chaos.cluster import ChaosServer, Supervisor
 from tools.chaos.history import History
 from tools.chaos.proxy import Proxy
 from tools.chaos.replication.failover import FailoverManager
 from tools.chaos.replication.nodes import SERVERS, Nodes
+from tools.chaos.replication.read_metrics import counted
 
 QUORUM, ASYNCHRONOUS = "quorum", "asynchronous"
 """Modes of replication."""
@@ -82,7 +85,7 @@ class Fleet:
         self._database = database
         self._history = history
         synchronous = str(bed.mode == QUORUM).lower()
-        env = _SETTINGS | {"SAGASTORE_POSTGRES_REQUIRE_SYNC": synchronous}
+        env = _SETTINGS | ON | {"SAGASTORE_POSTGRES_REQUIRE_SYNC": synchronous}
         self.supervisors = [
             self._supervisor(number, env, plant) for number in range(1, SERVERS + 1)
         ]
@@ -114,6 +117,13 @@ class Fleet:
                     await supervisor.up.wait()
             for supervisor in self.supervisors:
                 await supervisor.up.wait()
+
+    async def read_counts(self) -> Counter[str]:
+        """Return the metrics of reads of all servers, each since its start."""
+        found: Counter[str] = Counter()
+        for supervisor in self.supervisors:
+            found += counted(await asyncio.to_thread(scrape, ops_of(supervisor.server)))
+        return found
 
     async def close(self) -> None:
         """End the servers, whatever their state, and drop the database."""

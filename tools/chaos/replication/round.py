@@ -36,6 +36,7 @@ class ClusterRound:
         self._fleet: Fleet | None = None
         self._wrong: list[str] = []
         self._starts = 0
+        self._read_counts: dict[str, int] = {}
         self._said: list[LogLine] = []
 
     async def run(self, folder: Path) -> None:
@@ -74,6 +75,7 @@ class ClusterRound:
         finally:
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
+        self._read_counts = dict(await fleet.read_counts())
         for supervisor in fleet.supervisors:
             self._judge_end(await supervisor.end())
 
@@ -139,6 +141,7 @@ class ClusterRound:
             "plant": self._plant,
             "ended_in": Phase.POSTGRES_ONLY.label,
             "wrong": self._wrong,
+            "read_counts": self._read_counts,
             "starts": self._starts,
             "seconds": seconds,
         }

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tools.chaos.replication.fleet import QUORUM
+from tools.chaos.replication.read_metrics import replica_share, wait_bound
 
 _SERIES = ("recovery", "recovery_replicated", "outages", "gaps", "standby_gaps")
 _COUNTS = ("failovers", "second_primaries", "default_calls", "default_failed", "default_refused")
@@ -20,6 +21,7 @@ class ClusterTotals:
         self._counts: Counter[str] = Counter()
         self._series: dict[str, list[float]] = {name: [] for name in _SERIES}
         self._reads: Counter[tuple[str, str]] = Counter()
+        self._served: Counter[str] = Counter()
         self._seconds = 0.0
 
     def add(self, verdict: dict[str, Any]) -> None:
@@ -28,6 +30,7 @@ class ClusterTotals:
         if not found:
             return
         self._seconds += verdict["seconds"]
+        self._served.update(verdict.get("read_counts", {}))
         mode = verdict["plan"]["replication"]
         self._counts[f"{mode} failovers"] += found["failovers"]
         for name in _COUNTS:
@@ -52,6 +55,8 @@ class ClusterTotals:
             "failovers_per_minute": round(60 * self._counts["failovers"] / self._seconds, 1),
             **{name: summary(self._series[name]) for name in _SERIES},
             "reads": reads,
+            "at_least_by_replicas": round(replica_share(self._served, "at_least"), 4),
+            "at_least_wait_p99": wait_bound(self._served, 0.99),
         }
 
     def text(self) -> list[str]:
@@ -65,6 +70,7 @@ class ClusterTotals:
         quorum, rate = totals.get("quorum failovers", 0), totals["failovers_per_minute"]
         calls, failed = totals["default_calls"], totals["default_failed"]
         refused = totals["default_refused"]
+        share, wait = totals["at_least_by_replicas"], 1000 * totals["at_least_wait_p99"]
         return [
             f"  Failovers                 {totals['failovers']} ({quorum} with quorum commit)",
             f"  Failovers per minute      {rate}",
@@ -76,6 +82,7 @@ class ClusterTotals:
             f"  The same, standby fault   {_times(totals['standby_gaps'])}",
             f"  Calls, default policy     {calls:,} ({failed} failed, {refused} refused)",
             f"  Reads by requirement      {reads}",
+            f"  at_least by replicas      {share:.1%}, 99 % wait at most {wait:.0f} ms",
         ]
 
 
