@@ -137,6 +137,9 @@ class ClusterWorkload:
         )
         if await client.save(server, message):
             self.written.set()
+            # At once, while the standbys still replay it.
+            wanted = Requirement("at_least", client.position)
+            await client.get(draw.randint(1, len(self._addresses)), id, wanted)
 
     async def _read(self, number: int, stop: asyncio.Event) -> None:
         """Read what the writers write, and remember the positions of the answers."""
