@@ -17,7 +17,7 @@ from __future__ import annotations
 import bisect
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sagastore_server.interfaces.consistency import WalPosition, decoded
@@ -240,6 +240,17 @@ def unconfirmed_ids(history: History) -> set[str]:
     return found
 
 
+def latest_only(history: History) -> History:
+    """Return a history without the reads that may show an older state than the latest."""
+    kept = History()
+    for operation in history:
+        if not is_weak(operation):
+            kept.add(replace(operation, number=len(kept)))
+    for mark in history.marks:
+        kept.add(mark)
+    return kept
+
+
 def _windows(history: History) -> Iterator[tuple[int, int]]:
     begins = [mark.at for mark in history.marks if mark.kind == CANCELLING]
     ends = [mark.at for mark in history.marks if mark.kind == CANCELLED]
@@ -250,7 +261,7 @@ def _windows(history: History) -> Iterator[tuple[int, int]]:
 def _ids_of(args: Mapping[str, Any]) -> set[str]:
     if "id" in args:
         return {args["id"]}
-    return {value["id"] for value in args.get("values", [args.get("value")])}
+    return {value["id"] for value in args.get("values", [args["value"]] if "value" in args else [])}
 
 
 def requirements(history: History) -> dict[str, dict[str, Any]]:

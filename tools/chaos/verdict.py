@@ -31,7 +31,7 @@ def judge(folder: Path, *, porcupine: bool = False) -> dict[str, Any]:
     report = check(history, loses_writes=replication == ASYNCHRONOUS)
     if replication:
         result["cluster"] = figures(history)
-    if porcupine:
+    if porcupine and replication != ASYNCHRONOUS:
         result["porcupine"] = _check_with_porcupine(folder, history, report, result["wrong"])
     verdict = result | {
         "report": report.as_json(),
