@@ -22,7 +22,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from sagastore import AsyncClient, Message, RetryPolicy, SagaStoreError
-from tools.chaos.cluster import send
 from tools.chaos.history import History, Outcome
 from tools.chaos.replication.fleet import ASYNCHRONOUS, QUORUM, ClusterBed, Fleet, cluster_bed
 from tools.chaos.replication.nodes import NO_ANSWER, replication_links, server_links
@@ -186,16 +185,10 @@ async def _asynchronous(place: Place) -> str:
     """Kill the primary while its asynchronous standbys receive nothing."""
     async with place.load() as load:
         async with load.running():
-            rows = [
-                await node.row("SELECT pid FROM pg_stat_wal_receiver")
-                for node in place.manager.standbys
-            ]
-            for row in rows:
-                send(row[0], signal.SIGSTOP)
-            await asyncio.sleep(0.5)
-            await asyncio.to_thread(place.manager.primary.kill)
-            for row in rows:
-                send(row[0], signal.SIGCONT)
+            primary = place.manager.primary
+            with place.bed.nodes.cut_off(replication_links(primary), silent=True, drops=True):
+                await asyncio.sleep(0.5)
+                await asyncio.to_thread(primary.kill)
             await place.manager.promote()
         return (
             f"{await load.lost()} of {len(load.acknowledged):,} acknowledged writes lost; "
@@ -236,7 +229,7 @@ async def _commit_cancelled(place: Place) -> str:
         primary = place.manager.primary
         cancelled = 0
         async with load.running():
-            with place.bed.nodes.cut_off(replication_links(primary), silent=True):
+            with place.bed.nodes.cut_off(replication_links(primary), silent=True, drops=True):
                 for _ in range(20):
                     with contextlib.suppress(*NO_ANSWER):
                         cancelled += (await primary.row(_CANCEL))[0]

@@ -194,16 +194,10 @@ async def _server_started_beside_frozen_host(scene: Scene) -> None:
 @_fault("PostgreSQL: primary killed while its standbys lag", 2, promotes=True)
 async def _primary_killed_ahead(scene: Scene) -> None:
     """With asynchronous replication, acknowledged writes are lost."""
-    receivers = [pid for node in scene.manager.standbys for pid in await _receivers(node)]
     primary = scene.manager.primary
-    for pid in receivers:
-        send(pid, signal.SIGSTOP)
-    try:
+    with scene.bed.nodes.cut_off(replication_links(primary), silent=True, drops=True):
         await asyncio.sleep(scene.rng.uniform(0.2, 0.6))
         await asyncio.to_thread(primary.kill)
-    finally:
-        for pid in receivers:
-            send(pid, signal.SIGCONT)
     await _return(scene, await _fail_over(scene, "killed"))
 
 
@@ -212,7 +206,7 @@ async def _waiting_commits_cancelled(scene: Scene) -> None:
     """An administrator cancels commits that wait for a standby; a failover then loses them."""
     primary = scene.manager.primary
     scene.history.mark(CANCELLING)
-    with scene.bed.nodes.cut_off(replication_links(primary), silent=True):
+    with scene.bed.nodes.cut_off(replication_links(primary), silent=True, drops=True):
         until = asyncio.get_running_loop().time() + scene.rng.uniform(0.4, 1.0)
         while asyncio.get_running_loop().time() < until:
             with contextlib.suppress(*NO_ANSWER):

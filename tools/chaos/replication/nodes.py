@@ -252,8 +252,11 @@ class Nodes:
         ]
 
     @contextlib.contextmanager
-    def cut_off(self, links: Sequence[str], *, silent: bool) -> Iterator[None]:
-        """Interrupt links: ``silent`` holds all packets, otherwise connections are reset."""
+    def cut_off(self, links: Sequence[str], *, silent: bool, drops: bool = False) -> Iterator[None]:
+        """Interrupt links: ``silent`` holds all packets, otherwise connections are reset.
+
+        Packets that were held are delivered at the end, unless ``drops``.
+        """
         for link in links:
             if silent:
                 self.proxy.set(link, hold=("up", "down"))
@@ -264,6 +267,8 @@ class Nodes:
             yield
         finally:
             for link in links:
+                if drops:
+                    self.proxy.cut(link)
                 self.proxy.set(link)
 
     def logs(self) -> dict[str, str]:
