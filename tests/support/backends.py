@@ -50,6 +50,8 @@ class Kind(NamedTuple):
     """Prepares an empty store, in a folder if needed, and removes it afterwards."""
     durable_on: tuple[Store, ...]
     """``durable_on`` of a successful save."""
+    tells_positions: bool = False
+    """Whether reads and writes tell positions (``interfaces.consistency``)."""
     gaps: Mapping[str, str] = {}
     """Tests that the backend does not pass, and the reasons."""
 
@@ -118,7 +120,8 @@ def _in_phase(phase: Phase) -> Kind:
             yield lambda: live(folder / "messages.db", dsn).backend
 
     both = phase.reads_postgres and phase.writes_sqlite
-    return Kind(place, phase.stores if both else phase.stores[:1])
+    durable_on = phase.stores if both else phase.stores[:1]
+    return Kind(place, durable_on, not phase.writes_sqlite)
 
 
 class _Template(NamedTuple):
@@ -154,7 +157,7 @@ KINDS: dict[str, Kind] = {
     # Stores of the simulation.
     "model-source": Kind(_model_source, (Store.SQLITE,)),
     "model-target": Kind(_model_target, (Store.POSTGRESQL,)),
-    "postgresql": Kind(_postgresql, (Store.POSTGRESQL,)),
+    "postgresql": Kind(_postgresql, (Store.POSTGRESQL,), tells_positions=True),
     "sqlite": Kind(_sqlite, (Store.SQLITE,)),
     **{phase.slug: _in_phase(phase) for phase in Phase},
 }

@@ -275,7 +275,8 @@ class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ha
     """Connection that records whether this side has ended it."""
 
     __slots__ = (
-        *("_socket", "ended_here", "has_schema", "identity", "opened_at", "system", "timeline"),
+        *("_socket", "ended_here", "has_schema", "identity", "opened_at", "system"),
+        *("tells_positions", "timeline"),
     )
 
     def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
@@ -291,6 +292,8 @@ class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ha
         """`time.monotonic` when it was ready, if its server is a replica."""
         self.system = 0
         """System identifier of its server when it was opened; 0: unknown."""
+        self.tells_positions = False
+        """Whether its server tells positions to its role (``positions``)."""
         self._socket = transport.get_extra_info("socket")
 
     def keep_alive(self, keepalive: Keepalive) -> None:

@@ -31,7 +31,7 @@ from sagastore_server.postgresql.errors import (
     translating,
 )
 from sagastore_server.postgresql.options import PostgreSQLOptions
-from sagastore_server.postgresql.positions import Commit, committed_at, system_of
+from sagastore_server.postgresql.positions import Commit, committed_at, examine
 from sagastore_server.postgresql.primary import Role, role_of
 from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.rows import decode_time, encode_time, unchanged
@@ -389,7 +389,7 @@ class Pool:
         async with self.transaction(connection, begin):
             role = await role_of(connection)
             if role.timeline:
-                connection.system = await system_of(connection)
+                await examine(connection)
             await self._choose_schema(connection)
             await connection.set_type_codec(
                 "timestamptz",

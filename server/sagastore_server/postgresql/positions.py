@@ -48,27 +48,38 @@ class Commit:
     """A position that includes it; None: not committed yet, or not told."""
 
 
-async def system_of(connection: Connection) -> int:
-    """Return the identifier of the cluster of a connection, which is in a transaction.
+async def examine(connection: Connection) -> None:
+    """Find out which cluster a connection leads to, and whether its server tells positions.
 
-    It is 0 if the role may not see it.
+    The connection is in a transaction.
 
     Raises:
         asyncpg.PostgresError, OSError, ...: See ``errors.DRIVER_ERRORS``.
 
     """
-    await connection.execute("SAVEPOINT system")
-    try:
+    system = await _told(connection, _SYSTEM)
+    if system is not None:
         # PostgreSQL shows the unsigned number as a signed one.
-        return int(await connection.fetchval(_SYSTEM)) & _UINT64
+        connection.system = system & _UINT64
+        connection.tells_positions = await _told(connection, _PLACE) is not None
+
+
+async def _told(connection: Connection, statement: str) -> Any:
+    """Return the value of a statement, or None if the server or the role does not allow it."""
+    await connection.execute("SAVEPOINT told")
+    try:
+        return await connection.fetchval(statement)
     except (asyncpg.InsufficientPrivilegeError, asyncpg.FeatureNotSupportedError):
-        await connection.execute("ROLLBACK TO SAVEPOINT system")
-        return 0
+        await connection.execute("ROLLBACK TO SAVEPOINT told")
+        return None
 
 
-def tells_positions(connection: Connection) -> bool:
-    """Return whether the server of a connection tells positions to this role."""
-    return bool(connection.timeline and connection.system)
+def telling_system(connection: Connection) -> int:
+    """Return the cluster of a connection whose server tells positions; 0: it tells none.
+
+    It is also 0 if the connection has ended, which the next statement reports.
+    """
+    return connection.system if getattr(connection, "tells_positions", False) else 0
 
 
 def located(sql: str) -> str:
@@ -85,11 +96,11 @@ def located(sql: str) -> str:
     )
 
 
-def position_of(connection: Connection, place: str) -> WalPosition:
+def position_of(system: int, place: str) -> WalPosition:
     """Return the position for the additional column of ``located``."""
     high, _, low = place[_TIMELINE_DIGITS:].partition("/")
     lsn = int(high, 16) << 32 | int(low, 16)
-    return WalPosition(connection.system, int(place[:_TIMELINE_DIGITS], 16), lsn)
+    return WalPosition(system, int(place[:_TIMELINE_DIGITS], 16), lsn)
 
 
 async def committed_at(connection: Connection) -> WalPosition | None:
@@ -98,11 +109,12 @@ async def committed_at(connection: Connection) -> WalPosition | None:
     Never raises an error of the driver: the commit must be acknowledged, although its position is
     then unknown.
     """
-    if not tells_positions(connection):
+    system = telling_system(connection)
+    if not system:
         return None
     try:
-        place: Any = await connection.fetchval(_PLACE)
+        place: str = await connection.fetchval(_PLACE)
     except DRIVER_ERRORS as exc:
         _log.debug("the position of a commit is unknown: %s", type(exc).__name__)
         return None
-    return position_of(connection, place)
+    return position_of(system, place)

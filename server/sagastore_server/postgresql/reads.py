@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from sagastore_server.interfaces.consistency import Level, WalPosition, note, required
 from sagastore_server.interfaces.instruments import PRIMARY, Instruments
 from sagastore_server.postgresql.pool import Connection, Pool
-from sagastore_server.postgresql.positions import located, position_of, tells_positions
+from sagastore_server.postgresql.positions import located, position_of, telling_system
 from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.replica import Fetch
 from sagastore_server.postgresql.replicas import Replicas
@@ -138,10 +138,11 @@ class PostgreSQLReads:
             return Answer(await self._pool.read(lambda connection: fetch(connection, sql)), None)
 
         async def read(connection: Connection) -> Answer:
-            if not tells_positions(connection):
+            system = telling_system(connection)
+            if not system:
                 return Answer(await fetch(connection, sql), None)
             rows = await fetch(connection, located(sql))
-            position = position_of(connection, rows[0][-1])
+            position = position_of(system, rows[0][-1])
             return Answer([] if rows[0][0] is None else rows, position)
 
         return await self._pool.read(read)
