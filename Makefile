@@ -61,7 +61,7 @@ GHZ_FOLDER = $(CURDIR)/build/tools/bin
 GHZ = $(GHZ_FOLDER)/ghz
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-postgres demo overload fuzz fuzz-arguments attacks chaos simulate porcupine bench load ghz ghz-where-go env test test-go parity lint format docs sync-client proto proto-check breaking build release-constraints sbom audit pins clean spec spec-quick traces
+.PHONY: help run run-postgres demo overload fuzz fuzz-arguments attacks chaos simulate porcupine bench load ghz ghz-where-go env test test-go test-upgrade parity lint format docs sync-client proto proto-check breaking build release-constraints sbom audit pins clean spec spec-quick traces
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -142,6 +142,10 @@ test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run the tests that nee
 	@if command -v go >/dev/null && [ ! -x $(GHZ) ]; then $(MAKE) --no-print-directory ghz || true; fi
 	@$(BIN)/python -m pytest -m go tests/e2e/test_go_client.py tests/benchmarks/test_ghz_load.py \
 	    tests/chaos/test_porcupine_check.py
+
+# Skipped with a message in a checkout without the history.
+test-upgrade: $(VENV)/.stamp-dev ## Upgrade running servers of the previous schema version, with wheels built from the history
+	@$(BIN)/python -m pytest -m history tests/e2e/test_upgrade_from_history.py
 
 lint: $(VENV)/.stamp-dev ## Check style, types, import contracts and the protos
 	@failed=; \

@@ -14,6 +14,12 @@ import tests.support.strategies  # noqa: F401 - selects the profile of Hypothesi
 from sagastore.v1 import migration_pb2_grpc, storage_pb2_grpc
 from tests.support.server_process import ServerProcess, serving
 
+_OPTIONAL = {
+    "go": "builds a program in Go",
+    "history": "builds an earlier version from the history of the repository",
+}
+"""Marks of tests that are not part of every run."""
+
 ServerFactory = Callable[..., ServerProcess]
 
 
@@ -24,13 +30,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    config.addinivalue_line("markers", "go: builds a program in Go; only where -m names it")
+    for name, purpose in _OPTIONAL.items():
+        config.addinivalue_line("markers", f"{name}: {purpose}; only where -m names it")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is not part of every run."""
-    if "go" not in str(config.option.markexpr):
-        left_out = [item for item in items if item.get_closest_marker("go")]
+    for name in _OPTIONAL:
+        if name in str(config.option.markexpr):
+            continue
+        left_out = [item for item in items if item.get_closest_marker(name)]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 

@@ -17,6 +17,7 @@ from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.errors import is_connection_loss, is_demotion
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.primary import NotThePrimaryError, Primary, Role, role_of
+from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.storage.errors import CannotOpenError, StorageError, UnavailableError
 from sagastore_server.storage.model import SaveResult
 from tests.support.backends import opened
@@ -130,6 +131,9 @@ async def test_start_while_an_old_primary_accepts_writes(
     assert await postgres.value("SELECT pg_is_in_recovery()") is False
     async with store(postgres.dsn) as backend:
         await asyncio.gather(*(saved(backend, f"after-{number}") for number in range(8)))
+    target = PostgreSQLTarget(PostgreSQLOptions(postgres.dsn, pool_min=1, pool_max=4))
+    async with opened(lambda: target), target._pool.dedicated() as connection:
+        assert connection.timeline == 2
     assert {f"after-{number}" for number in range(8)} <= await ids_on(postgres.standby.dsn)
     assert await ids_on(postgres.primary.dsn) == {"before"}
     assert "is an old primary (timeline 1; " in caplog.text

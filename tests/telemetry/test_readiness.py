@@ -204,6 +204,21 @@ def test_stalled_commit_is_a_reason_if_writes_depend_on_postgresql() -> None:
     assert reasons(readiness) == []
 
 
+def test_outdated_server_is_not_ready_if_postgresql_is_the_only_store() -> None:
+    readiness = Readiness()
+    readiness.opened()
+    readiness.loads([on_postgresql(is_outdated=True)])
+    readiness.snapshot(SNAPSHOT)
+    assert reasons(readiness) == []
+    readiness.snapshot(SNAPSHOT._replace(phase=Phase.POSTGRES_ONLY))
+    readiness.store(StoreHealth(Store.POSTGRESQL, False, "outdated", -1, 0))
+    (reason,) = readiness.reasons()
+    assert reason.reason == "SERVER_OUTDATED"
+    assert "a newer server has upgraded the schema" in reason.detail
+    readiness.loads([on_postgresql()])
+    assert reasons(readiness) == ["STORE_DOWN"]
+
+
 def test_refused_unreplicated_write_is_a_warning() -> None:
     readiness = Readiness()
     readiness.opened()

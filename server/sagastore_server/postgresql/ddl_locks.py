@@ -63,7 +63,8 @@ class Holder:
         self.text += f"process {pid}"
         known = [kind] if self.is_autovacuum else []
         known += [f"application {application}"] if application else []
-        known += [f"user {user}"] if user else []
+        # The name of a role may contain line breaks.
+        known += [f"user {' '.join(user.split())}"] if user else []
         known += [f"transaction open for {seconds:,.0f} s"] if seconds is not None else []
         self.text += f" ({', '.join(known)})" if known else ""
 
@@ -132,8 +133,8 @@ async def patiently(
             cause = "a table is in use" if holder is None else holder.text
             if time.monotonic() >= until:
                 raise TableInUseError(
-                    f"the schema of PostgreSQL cannot be changed: {cause}, and was for {patience:g} s; "
-                    "end that transaction, or try again when it has ended"
+                    f"the schema of PostgreSQL cannot be changed: {cause}; gave up after "
+                    f"{patience:g} s; end that transaction, or try again when it has ended"
                 ) from exc
         if not logged:
             _log.warning("PostgreSQL: the schema cannot be changed yet: %s", cause)
@@ -144,7 +145,8 @@ async def patiently(
 
 async def _holder(pool: Pool, locks: TableLocks) -> Holder | None:
     async with pool.transaction(locks.connection, BEGIN_READ):
+        # It had the lock during the whole wait, so it is at least as old.
         row = await locks.connection.fetchrow(
-            QUERIES["lock_holder"], locks.tables, LOCK_SECONDS / 2
+            QUERIES["lock_holder"], locks.tables, NEXT_LOCK_SECONDS / 2
         )
     return None if row is None else Holder(row)

@@ -39,7 +39,12 @@ DRIVER_ERRORS = (
 )
 """Errors that asyncpg raises, apart from programming errors."""
 
-AGAIN = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+AGAIN = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    # An upgrade has changed the type of a column. The driver prepares its statements again.
+    asyncpg.InvalidCachedStatementError,
+)
 """Errors of a transaction that conflicted with another one and can be retried."""
 
 # SQLSTATE prefixes (PostgreSQL documentation, appendix A).
@@ -59,6 +64,8 @@ _NO_DATABASE = ("3D000",)
 _TOO_MANY = ("53300",)
 _AWAY = ("08", "57P", "53", "58", "55P03")
 _DATA = ("22", "23", "54")
+_CHANGED_SCHEMA = ("42P01", "42703")
+"""A table or a column does not exist. Only an upgrade by a newer server removes one."""
 _GUARDED = ("SG001",)  # Raised by make_guard in migration.sql.
 _QUOTING = ("22", "23", "54", "P0", "XX", "38", "39")
 """Errors whose messages may quote values: data, constraints, limits, functions, defects."""
@@ -159,6 +166,11 @@ def _unavailable(error: BaseException, state: str) -> UnavailableError | None:
         line = "PostgreSQL has no primary at its address at present; try again"
     elif state.startswith(_AWAY) or isinstance(error, OSError | EOFError):
         line = "the PostgreSQL store cannot be reached; try again"
+    elif state in _CHANGED_SCHEMA:
+        line = (
+            "the PostgreSQL store lacks a table or a column that this server needs, probably since "
+            "an upgrade by a newer server; replace this server by the newer version"
+        )
     elif isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
         # The connection was lost or closed during the call.
         line = "the connection to the PostgreSQL store was lost; try again"

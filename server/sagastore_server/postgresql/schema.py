@@ -74,9 +74,11 @@ class Step(NamedTuple):
     @property
     def tables(self) -> list[str]:
         """The existing tables whose definitions it changes, in the order of locking."""
-        created = set(_CREATED.findall(self.sql))
-        changed = [one or other for one, other in _CHANGED.findall(self.sql)]
-        return [table for table in dict.fromkeys(changed) if table not in created]
+        changed: dict[str, bool] = {}
+        for created, *others in _TABLE.findall(self.sql):
+            # A new table may have the name of one that the step has renamed.
+            changed.setdefault("".join((created, *others)), not created)
+        return [table for table, exists in changed.items() if exists]
 
 
 def _load() -> list[Step]:
@@ -90,8 +92,10 @@ def _load() -> list[Step]:
     return sorted(steps)
 
 
-_CREATED = re.compile(r"^CREATE TABLE (\w+)", re.MULTILINE)
-_CHANGED = re.compile(r"^(?:ALTER TABLE (\w+)|CREATE INDEX \w+ ON (\w+))", re.MULTILINE)
+_TABLE = re.compile(
+    r"^(?:CREATE TABLE (\w+)|ALTER TABLE (\w+)|CREATE INDEX \w+ ON (\w+))", re.MULTILINE
+)
+"""A table that a statement creates, changes, or gives an index."""
 
 STEPS = _load()
 

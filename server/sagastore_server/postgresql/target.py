@@ -13,7 +13,7 @@ from sagastore_server.interfaces.instruments import Instruments
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql import auxiliary_rows, indexes, journal_apply
 from sagastore_server.postgresql.backend import PostgreSQLStorage
-from sagastore_server.postgresql.ddl_locks import patiently
+from sagastore_server.postgresql.ddl_locks import TableLocks, patiently
 from sagastore_server.postgresql.diagnosis import cannot_open
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, translating
 from sagastore_server.postgresql.lease import (
@@ -159,14 +159,13 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
     ) -> TargetRecord:
         """See the contract."""
         wanted = Claim(lease, source, phase, epoch, steal)
+
+        async def attempt(locks: TableLocks) -> TargetRecord:
+            return await take(locks, wanted, self.place, self._compatibility)
+
         with translating():
             async with self._pool.connection() as connection:
-                record = await patiently(
-                    self._pool,
-                    connection,
-                    lambda locks: take(locks, wanted, self.place, self._compatibility),
-                    CLAIM_PATIENCE,
-                )
+                record = await patiently(self._pool, connection, attempt, CLAIM_PATIENCE)
         await self._reanalyser.start(partial(hold, lease=lease, compatibility=self._compatibility))
         self._schema_version = max(self._schema_version, SCHEMA_VERSION)
         return record
