@@ -187,7 +187,7 @@ async def _asynchronous(place: Place) -> str:
         async with load.running():
             primary = place.manager.primary
             with place.bed.nodes.cut_off(replication_links(primary), silent=True, drops=True):
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(2.0)
                 await asyncio.to_thread(primary.kill)
             await place.manager.promote()
         return (

@@ -20,10 +20,19 @@ from sagastore_server.postgresql.primary import NotThePrimaryError, Primary, Rol
 from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.replica import Fetch, NotUsableError, Replica, Satisfied
 from sagastore_server.postgresql.replicas import Replicas
-from sagastore_server.postgresql.watermark import Watermark, located
+from sagastore_server.postgresql.watermark import Watermark
 from tools.chaos.plant_registry import plant, replace
 
 CLUSTER = "cluster"
+
+_LATE = """
+SELECT format('%s %s %s',
+    CASE WHEN pg_sleep(0.005)::text IS NOT NULL
+        THEN pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint END,
+    pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')::bigint,
+    (SELECT received_tli FROM pg_stat_wal_receiver)) AS place
+"""
+"""Position of a standby some milliseconds after the snapshot of the statement, as in a slow one."""
 
 _FOREVER = 300.0
 """Seconds that exceed every round."""
@@ -110,7 +119,8 @@ def _check_in_the_same_statement() -> None:
         fetch: Fetch,
         satisfied: Satisfied,
     ) -> list[Any]:
-        rows = await fetch(connection, located(sql))
+        rows = await fetch(connection, f"SELECT answer.*, here.place FROM ({_LATE} OFFSET 0) AS here "
+                           f"LEFT JOIN (\n{sql}\n) AS answer ON true")  # fmt: skip
         lsn, _, timeline = rows[0][-1].split(" ")
         if not satisfied(mark._replace(lsn=int(lsn), timeline=int(timeline or 0))):
             raise NotUsableError

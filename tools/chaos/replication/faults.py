@@ -18,7 +18,7 @@ from tools.chaos.cluster import Supervisor, send
 from tools.chaos.history import History
 from tools.chaos.positions import CANCELLED, CANCELLING
 from tools.chaos.replication.failover import FailoverManager
-from tools.chaos.replication.fleet import ClusterBed, Fleet
+from tools.chaos.replication.fleet import ASYNCHRONOUS, ClusterBed, Fleet
 from tools.chaos.replication.nodes import (
     NO_ANSWER,
     Node,
@@ -39,6 +39,11 @@ a watchdog."""
 STAYS = 0.4, 1.0
 """Seconds that a former primary then runs beside the new one."""
 
+
+LAG, SHORT_LAG = (2.0, 4.0), (0.2, 0.6)
+"""Seconds that the standbys receive nothing before the primary is killed. PostgreSQL logs a sequence
+32 numbers ahead, so more transactions must be lost before a number is given out again. With
+synchronous replication, no commit ends meanwhile."""
 
 ALONE = 0.6
 """Share of these times in which a server reaches only the former primary. It knows the timeline of
@@ -196,7 +201,8 @@ async def _primary_killed_ahead(scene: Scene) -> None:
     """With asynchronous replication, acknowledged writes are lost."""
     primary = scene.manager.primary
     with scene.bed.nodes.cut_off(replication_links(primary), silent=True, drops=True):
-        await asyncio.sleep(scene.rng.uniform(0.2, 0.6))
+        lag = LAG if scene.bed.mode == ASYNCHRONOUS else SHORT_LAG
+        await asyncio.sleep(scene.rng.uniform(*lag))
         await asyncio.to_thread(primary.kill)
     await _return(scene, await _fail_over(scene, "killed"))
 

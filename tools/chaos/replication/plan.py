@@ -19,6 +19,9 @@ ASYNCHRONOUS_ROUNDS = 6
 """One round of this many has asynchronous replication: acknowledged writes may be lost, and yet no
 revision may be given out twice."""
 
+LOSES = 8.0
+"""How much more often the primary is killed while its standbys lag, in an asynchronous round."""
+
 COMPANIONS = 0.35
 """Share of the faults during which another one happens."""
 
@@ -68,13 +71,15 @@ def draw_cluster(seed: int, seconds: float = 0.0) -> ClusterPlan:
     rng = random.Random(f"{seed}/cluster/plan")
     replication = ASYNCHRONOUS if seed % ASYNCHRONOUS_ROUNDS == 0 else QUORUM
     kinds = list(CLUSTER_FAULTS.values())
+    loses = LOSES if replication == ASYNCHRONOUS else 1.0
+    weights = [one.weight * (loses if "lag" in one.name else 1.0) for one in kinds]
     return ClusterPlan(
-        seed, replication, tuple(_step(rng, number, kinds) for number in range(steps))
+        seed, replication, tuple(_step(rng, number, kinds, weights) for number in range(steps))
     )
 
 
-def _step(rng: random.Random, number: int, kinds: list[ClusterFault]) -> Step:
-    (kind,) = rng.choices(kinds, [one.weight for one in kinds])
+def _step(rng: random.Random, number: int, kinds: list[ClusterFault], weights: list[float]) -> Step:
+    (kind,) = rng.choices(kinds, weights)
     step = Step(number, kind.name, round(rng.uniform(0.05, 0.5), 3))
     companions = [one.name for one in kinds if one.brief and one is not kind]
     if not kind.promotes or rng.random() >= COMPANIONS:
