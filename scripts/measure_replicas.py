@@ -66,13 +66,13 @@ async def client(stub: Any, number: int, end: float, *, at_least: bool) -> tuple
 async def load(address: str, seconds: float, clients: int, *, at_least: bool) -> Result:
     """Run the clients."""
     async with grpc.aio.insecure_channel(address) as channel:
-        stub: Any = storage_pb2_grpc.StorageServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub: Any = storage_pb2_grpc.StorageServiceStub(channel)
         began = time.monotonic()
         done = await asyncio.gather(
             *(client(stub, number, began + seconds, at_least=at_least) for number in range(clients))
         )
-        totals = [sum(column) for column in zip(*done, strict=True)]
-        return Result(*totals, time.monotonic() - began)
+        saves, reads, stale = (sum(column) for column in zip(*done, strict=True))
+        return Result(saves, reads, stale, time.monotonic() - began)
 
 
 def quantile(samples: dict[str, float], share: float, unwaited: float) -> float:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 
 from sagastore_server.interfaces.consistency import WalPosition
 from sagastore_server.storage.errors import UnavailableError
-from tests.postgresql.replicated import ANY, ReplicatedStore, at_least, replicated_store
-from tests.support.postgres import PostgresProcess
+from tests.postgresql.replicated import (
+    ANY,
+    ReplicatedStore,
+    another_server,
+    at_least,
+    replicated_store,
+)
 from tests.support.standby import ReplicatedPostgres, replicated_postgres
 from tests.support.waiting import WITHIN, until_async
 
@@ -24,18 +25,6 @@ async def postgres() -> AsyncIterator[ReplicatedPostgres]:
     with replicated_postgres() as both:
         await both.start()
         yield both
-
-
-@contextmanager
-def another_server() -> Iterator[PostgresProcess]:
-    """Provide a server that does not exist yet; stop it at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    server = PostgresProcess(folder / "c")
-    try:
-        yield server
-    finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def saved(store: ReplicatedStore, id: str, content: str) -> WalPosition:

@@ -19,12 +19,19 @@ from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import UnavailableError
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria, Scan
-from tests.postgresql.replicated import ANY, Counted, ReplicatedStore, at_least, replicated_store
+from tests.postgresql.replicated import (
+    ANY,
+    Counted,
+    ReplicatedStore,
+    another_server,
+    at_least,
+    replicated_store,
+)
 from tests.support.drafts import lone
 from tests.support.migrating_service import walk_to
-from tests.support.postgres import execute, server_dsn, with_parameter
+from tests.support.postgres import PostgresProcess, execute, with_parameter
 from tests.support.standby import ReplicatedPostgres, replicated_postgres
-from tests.support.waiting import until, until_async
+from tests.support.waiting import WITHIN, until, until_async
 
 LONG = 60.0
 """Seconds to wait for a replica, in tests in which it comes."""
@@ -48,6 +55,12 @@ async def _prepare(postgres: ReplicatedPostgres) -> None:
     await postgres.start()
     # Tests suspend the standby, and commits must not wait for it.
     await postgres.configure(synchronous_standby_names="")
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[PostgresProcess]:
+    with another_server() as server:
+        yield server
 
 
 @asynccontextmanager
@@ -224,8 +237,9 @@ async def test_frozen_replica_loses_its_reads_to_the_primary(postgres: Replicate
             await store.until("UNREACHABLE")
             assert "no answer within 1 s" in store.replicas[0].detail
         await store.until("")
+        store.counted.reads.clear()
         await store.content("frozen", at_least(position))
-        assert store.counted.reads["1/at_least"] == 1
+        assert store.counted.reads == {"1/at_least": 1}
 
 
 async def sleeping(postgres: ReplicatedPostgres) -> bool:
@@ -273,10 +287,13 @@ async def test_replica_that_restarts_returns(postgres: ReplicatedPostgres) -> No
         await store.until("UNREACHABLE")
         postgres.standby.start()
         await store.until("")
+
+        async def answers() -> bool:
+            assert (await store.content("restart-19", at_least(positions[-1])))[0]
+            return store.counted.reads["1/at_least"] > 0
+
         store.counted.reads.clear()
-        await until_async(lambda: store.has_replayed(positions[-1]))
-        assert (await store.content("restart-19", at_least(positions[-1])))[0]
-        assert store.counted.reads == {"1/at_least": 1}
+        await until_async(answers)
 
 
 async def test_start_while_the_replica_is_down(postgres: ReplicatedPostgres) -> None:
@@ -309,12 +326,32 @@ async def test_role_without_the_privilege(postgres: ReplicatedPostgres) -> None:
         await store.until("")
 
 
+async def test_role_that_may_not_see_positions(postgres: ReplicatedPostgres) -> None:
+    await execute(
+        postgres.primary.dsn,
+        "CREATE ROLE blind LOGIN; CREATE SCHEMA blind AUTHORIZATION blind;"
+        "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC",
+    )
+    try:
+        dsn = postgres.primary.dsn.replace("postgres@", "blind@")
+        async with replicated_store(postgres, dsn=dsn) as store:
+            await store.until("NO_POSITIONS")
+            assert "GRANT EXECUTE ON FUNCTION pg_control_system()" in store.replicas[0].detail
+            assert await store.call(lambda: store.backend.batch_get(["none"]), ANY) == ({}, None)
+    finally:
+        await execute(
+            postgres.primary.dsn, "GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC"
+        )
+
+
 async def test_wrong_servers_are_reported_and_not_read(
-    postgres: ReplicatedPostgres, caplog: pytest.LogCaptureFixture
+    postgres: ReplicatedPostgres, elsewhere: PostgresProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
     await execute(postgres.primary.dsn, "CREATE DATABASE other")
     other = postgres.standby.dsn.replace("/postgres?", "/other?")
-    wrong = (postgres.primary.dsn, server_dsn(), other)
+    elsewhere.initialize()
+    elsewhere.start()
+    wrong = (postgres.primary.dsn, elsewhere.dsn, other)
     with caplog.at_level(logging.WARNING):
         async with replicated_store(postgres, replicas=wrong) as store:
             position = await store.save("wrong servers")
@@ -326,6 +363,24 @@ async def test_wrong_servers_are_reported_and_not_read(
     assert "is the primary" in details[0]
     assert "another cluster" in details[1]
     assert "hush" not in caplog.text
+
+
+async def test_copy_of_the_cluster_is_no_replica(
+    postgres: ReplicatedPostgres, elsewhere: PostgresProcess
+) -> None:
+    """A standby of a copy, for example of a disk snapshot, has the same system identifier."""
+    with another_server() as standby:
+        await asyncio.to_thread(elsewhere.follow, postgres.primary, "copy", WITHIN)
+        (elsewhere.data / "standby.signal").unlink()
+        await asyncio.to_thread(elsewhere.start)
+        await asyncio.to_thread(standby.follow, elsewhere, "standby", WITHIN)
+        await asyncio.to_thread(standby.start)
+        await execute(elsewhere.dsn, "CREATE TABLE more AS SELECT generate_series(1, 100000)")
+        async with replicated_store(postgres, replicas=(standby.dsn,)) as store:
+            position = await store.save("copied")
+            await store.until("OTHER_DATA")
+            assert (await store.content("copied", at_least(position)))[0]
+            assert set(store.counted.reads) == {"primary/at_least"}
 
 
 async def test_load_balancer_is_reported(postgres: ReplicatedPostgres, tmp_path: Path) -> None:

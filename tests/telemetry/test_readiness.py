@@ -9,7 +9,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from typer.testing import CliRunner, Result
 
@@ -17,7 +19,7 @@ from sagastore.v1 import storage_pb2, storage_pb2_grpc
 from sagastore_server.cli.main import cli
 from sagastore_server.runtime.supervisor import Failure, Policy
 from sagastore_server.storage.errors import Blocker
-from sagastore_server.storage.load import Load
+from sagastore_server.storage.load import Load, ReplicaLoad
 from sagastore_server.storage.migration import BackfillState, BackfillStatus, StatusSnapshot
 from sagastore_server.storage.model import Store, StoreHealth
 from sagastore_server.storage.phase import Phase
@@ -186,8 +188,8 @@ def test_failed_fatal_task_is_a_reason() -> None:
     assert not readiness.document()["ready"]
 
 
-def on_postgresql(**values: float) -> Load:
-    return Load(Store.POSTGRESQL, 0, 1, 1, 20, 0)._replace(**values)  # type: ignore[arg-type]
+def on_postgresql(**values: Any) -> Load:
+    return Load(Store.POSTGRESQL, 0, 1, 1, 20, 0)._replace(**values)
 
 
 def test_stalled_commit_is_a_reason_if_writes_depend_on_postgresql() -> None:
@@ -217,6 +219,36 @@ def test_outdated_server_is_not_ready_if_postgresql_is_the_only_store() -> None:
     assert "a newer server has upgraded the schema" in reason.detail
     readiness.loads([on_postgresql()])
     assert reasons(readiness) == ["STORE_DOWN"]
+
+
+def replica(number: int, out: str, detail: str = "it is away; look for it") -> ReplicaLoad:
+    return ReplicaLoad(number, f"db{number}/saga", out, detail, 0, 0, 1, 0, 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("states", "missing"),
+    [
+        (("", ""), []),
+        (("", "LAG"), [2]),
+        (("UNREACHABLE", "LAG"), [1, 2]),
+        (("UNKNOWN", ""), []),
+        # The setting names all servers of the cluster, and one is the primary.
+        (("PRIMARY", ""), []),
+        (("PRIMARY",), [1]),
+    ],
+)
+def test_replica_out_of_rotation_is_a_warning(states: tuple[str, ...], missing: list[int]) -> None:
+    readiness = Readiness()
+    readiness.opened()
+    replicas = tuple(replica(number, out) for number, out in enumerate(states, start=1))
+    readiness.loads([on_postgresql(replicas=replicas)])
+    assert reasons(readiness) == []
+    found = readiness.warnings()
+    assert {one.reason for one in found} <= {"REPLICA_OUT"}
+    assert [one.detail.split(",")[0] for one in found] == [
+        f"replica {number} of PostgreSQL" for number in missing
+    ]
+    assert all(one.remedy == "look for it" for one in found)
 
 
 def test_refused_unreplicated_write_is_a_warning() -> None:

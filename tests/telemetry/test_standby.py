@@ -1,4 +1,4 @@
-"""What a server reports about the synchronous standby of its PostgreSQL."""
+"""What a server reports about the standby of its PostgreSQL: synchronous, or a read replica."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from sagastore.v1 import storage_pb2, storage_pb2_grpc
+from sagastore.v1 import message_pb2, storage_pb2, storage_pb2_grpc
 from tests.support.messages import message
 from tests.support.rpc_errors import refusal_of
 from tests.support.server_process import ServerProcess
@@ -90,3 +90,44 @@ def test_write_without_a_standby_is_refused_by_name(
         asyncio.run(postgres.until_synchronous())
         assert save(channel, "refused").result().created
     eventually(lambda: not get(ops, "/readyz").document["warnings"])
+
+
+def test_replica_that_answers_and_is_lost(
+    postgres: ReplicatedPostgres, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The loss is a warning: the server stays ready, and the primary answers."""
+    asyncio.run(postgres.configure(synchronous_standby_names=""))
+    folder = tmp_path_factory.mktemp("replica")
+    env = {
+        **ON,
+        "SAGASTORE_POSTGRES_REPLICAS": postgres.standby.dsn,
+        "SAGASTORE_POSTGRES_REPLICA_WAIT": "60",
+    }
+    process = ServerProcess(folder / "unused", env=env, postgres=postgres.primary.dsn)
+    try:
+        process.start()
+        ops = ops_of(process)
+        rotation = 'sagastore_replica_in_rotation{replica="1"}'
+        eventually(lambda: scrape(ops)[rotation] == 1)
+        with process.channel() as channel:
+            position = save(channel, "replicated").result().position
+            stub = storage_pb2_grpc.StorageServiceStub(channel)
+            request = storage_pb2.GetRequest(
+                id="replicated", consistency=message_pb2.Consistency(at_least=position)
+            )
+            assert stub.Get(request, timeout=WITHIN).position >= position
+            found = scrape(ops)
+            read = 'sagastore_postgres_reads_total{node="%s",requirement="at_least"}'
+            assert (found[read % "1"], found[read % "primary"]) == (1, 0)
+            postgres.standby.stop()
+            eventually(lambda: scrape(ops)[rotation] == 0)
+            readyz = get(ops, "/readyz")
+            (warning,) = readyz.document["warnings"]
+            assert (readyz.status, warning["reason"]) == (200, "REPLICA_OUT")
+            assert "answers no reads" in warning["detail"]
+            assert stub.Get(request, timeout=WITHIN).message.id == "replicated"
+            found = scrape(ops)
+            assert found[read % "primary"] == 1
+            assert found['sagastore_replica_fallbacks_total{reason="no_replica"}'] == 1
+    finally:
+        process.close()

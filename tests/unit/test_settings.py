@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sagastore_server.cli.settings_check import check
 from sagastore_server.config.address import Address
@@ -20,6 +23,7 @@ from sagastore_server.config.sources import (
     COMMAND_LINE,
     unknown_variables,
 )
+from sagastore_server.security.masking import mask_password
 from scripts.write_configuration import PAGE, with_generated_table
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +157,28 @@ def test_replicas_are_separated_or_a_list(tmp_path: Path, text: str) -> None:
     assert str(resolve_replica(second, {}).addresses[0]) == "b:5433"
     assert "hush" in secrets_of(settings, {})
     assert "hush" not in f"{settings!r}"
+
+
+@given(
+    st.lists(st.text(), min_size=1, max_size=4),
+    st.sampled_from([",", " ", "\n", ", ", " ,\t", ";"]),
+)
+def test_any_password_of_a_replica_is_kept_and_masked(passwords: list[str], between: str) -> None:
+    # What a connection string refuses, in any setting, is not of interest here.
+    usable = ["".join(filter(str.isprintable, password)) or "x" for password in passwords]
+    written = [
+        f"postgresql://me:{quote(password, safe='')}@host{number}/saga"
+        for number, password in enumerate(usable)
+    ]
+    settings = load(postgres="host=a", postgres_replicas=between.join(written))
+    found = [
+        resolve_replica(one.get_secret_value(), {}).password for one in settings.postgres_replicas
+    ]
+    assert found == usable
+    assert set(usable) <= set(secrets_of(settings, {}))
+    assert [mask_password(one) for one in written] == [
+        f"postgresql://me:********@host{number}/saga" for number in range(len(written))
+    ]
 
 
 @pytest.mark.parametrize(

@@ -275,8 +275,8 @@ class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ha
     """Connection that records whether this side has ended it."""
 
     __slots__ = (
-        *("_socket", "ended_here", "has_schema", "identity", "opened_at", "system"),
-        *("tells_positions", "timeline"),
+        *("_socket", "ended_here", "has_schema", "system", "tells_positions", "timeline"),
+        *("identity", "opened_at"),
     )
 
     def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:

@@ -95,6 +95,17 @@ class PrimaryLog:
             and mark.lsn >= self._entered.get(mark.timeline, math.inf)
         )
 
+    def precedes(self, mark: Watermark) -> bool | None:
+        """Return whether the primary was not behind ``mark`` after that was read; None: unknown.
+
+        False shows that the server does not follow the primary, whatever its system identifier is:
+        a copy of a cluster, for example from a snapshot of its disk, has the same one.
+        """
+        if not self._samples or self._samples[-1].at < mark.ended:
+            return None
+        latest = self._samples[-1].position
+        return latest.lsn >= mark.lsn if latest.timeline == mark.timeline else None
+
     def age(self, mark: Watermark, now: float) -> float:
         """Return seconds: everything that was acknowledged before is in the state of ``mark``.
 
@@ -142,8 +153,12 @@ class PrimaryLog:
         if file is None:
             return False  # A standby now; the pool finds the new primary.
         position = WalPosition(identity.system, int(file[:8], 16), lsn)
-        self._entered.setdefault(position.timeline, lsn)
-        self._samples.append(_Sample(began, position))
+        self.add(began, position)
         self.is_refused = False
         self._known.set()
         return True
+
+    def add(self, at: float, position: WalPosition) -> None:
+        """Record that the primary had written up to ``position`` after ``at``."""
+        self._entered.setdefault(position.timeline, position.lsn)
+        self._samples.append(_Sample(at, position))

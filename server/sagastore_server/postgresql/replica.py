@@ -27,7 +27,7 @@ import structlog
 from sagastore_server.config.connection import resolve_replica
 from sagastore_server.interfaces.consistency import WalPosition
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
-from sagastore_server.postgresql.connecting import Connection
+from sagastore_server.postgresql.connecting import Connection, ConnectTimeoutError
 from sagastore_server.postgresql.diagnosis import diagnosed
 from sagastore_server.postgresql.errors import DRIVER_ERRORS, translated
 from sagastore_server.postgresql.options import PostgreSQLOptions
@@ -59,8 +59,11 @@ CALM = 0.5
 _QUICK = 0.002
 """The same while a read waits for it. A standby replays a commit within some milliseconds."""
 
-_BALANCER_AGAIN = 30.0
-"""Seconds after which an address with several servers is tried again."""
+_PROVING = 0.1
+"""The same before it is known to follow the primary."""
+
+_WRONG_AGAIN = 30.0
+"""Seconds after which a server of another cluster, or several at one address, are tried again."""
 
 RECEIVER_SILENT_AFTER = 3.0
 """Seconds without a message to the receiver, although the primary has written something, after
@@ -98,6 +101,7 @@ class Out(enum.Enum):
     )
     TIMELINE = "it is on timeline {} of PostgreSQL and the primary on {}; check what it follows"
     RECEIVER = "it receives no changes; check that it runs, primary_conninfo, and its log"
+    NO_PRIMARY = "its lag is unknown, because the primary does not answer; check the primary"
     LAG = "it is {} s behind; check its disk, its processor and long queries on it"
 
 
@@ -110,6 +114,10 @@ class State(NamedTuple):
 
 def _out(reason: Out, *values: object) -> State:
     return State(reason, reason.value.format(*values))
+
+
+class _NotFollowingError(Exception):
+    """The server has replayed what the primary has not written, or follows a former one."""
 
 
 class NotUsableError(Exception):
@@ -171,6 +179,8 @@ class Replica:
         self._stranger_at: float | None = None
         """When another server answered at the same address."""
         self._has_schema = False
+        self._is_proven = False
+        """Whether it is known to follow the primary."""
         self._heard_at = 0.0
         """`time.monotonic` when its receiver was last known to work."""
         self._problem = _out(Out.UNKNOWN)
@@ -214,13 +224,14 @@ class Replica:
         if silence > RECEIVER_SILENT_AFTER and (lag > 0 or not mark.has_receiver):
             return _out(Out.RECEIVER)
         if self._log.age(mark, now) > self._max_lag:
-            return _out(Out.LAG, round(lag))
-        return None
+            return _out(Out.LAG, round(lag)) if lag else _out(Out.NO_PRIMARY)
+        return None if self._is_proven else _out(Out.UNKNOWN)
 
     def load(self, now: float) -> ReplicaLoad:
         """Return its state for metrics and readiness."""
         mark, state = self.mark, self.out(now)
-        lag, lag_bytes = (0.0, 0) if mark is None else self._log.lag(mark, now)
+        follows = mark is not None and mark.is_standby
+        lag, lag_bytes = self._log.lag(mark, now) if mark and follows else (0.0, 0)
         size, busy, most = (0, 0, self._options.pool_max) if self._pool is None else self._pool.use
         return ReplicaLoad(
             self.number,
@@ -293,7 +304,9 @@ class Replica:
                 async with self._opened() as pool, pool.dedicated() as connection:
                     await self._watch(pool, connection)
             except _BalancerError:
-                self._problem, pause = _out(Out.BALANCER), _BALANCER_AGAIN
+                self._problem, pause = _out(Out.BALANCER), _WRONG_AGAIN
+            except _NotFollowingError:
+                self._problem, pause = _out(Out.OTHER_DATA), _WRONG_AGAIN
             except OtherDataError:
                 self._problem = _out(Out.OTHER_DATA)
             except _ERRORS:
@@ -305,7 +318,7 @@ class Replica:
     async def _opened(self) -> AsyncIterator[ReplicaPool]:
         primary = await self._log.first_identity()
         self._identity = self._stranger_at = None
-        self._has_schema = False
+        self._has_schema = self._is_proven = False
         pool = ReplicaPool(
             self._options, self._primary.schema, primary.data, self._connected, self._tracer
         )
@@ -331,11 +344,16 @@ class Replica:
 
     async def _watch(self, pool: ReplicaPool, connection: Connection) -> None:
         while True:
-            async with asyncio.timeout(SILENT_AFTER):
-                mark = await self._look(pool, connection)
+            try:
+                async with asyncio.timeout(SILENT_AFTER):
+                    mark = await self._look(pool, connection)
+            except TimeoutError as exc:
+                pool.drop()  # A graceful end would wait for the server.
+                raise ConnectTimeoutError from exc
             # The first server still answers, so the other one has not replaced it.
             if self._stranger_at is not None and self._stranger_at < mark.begun:
                 raise _BalancerError
+            self._prove()
             self._hear(mark)
             self.mark, self._pool = mark, pool
             self._report()
@@ -350,6 +368,21 @@ class Replica:
         async with pool.transaction(connection, BEGIN_READ):
             return await watermark_of(connection, await identity_of(connection))
 
+    def _prove(self) -> None:
+        """Compare the preceding watermark with what the primary has written since.
+
+        Raises:
+            _NotFollowingError: The primary has not written that.
+
+        """
+        mark, primary = self.mark, self._log.identity
+        if mark is None or primary is None:
+            return
+        precedes = self._log.precedes(mark)
+        if precedes is False or mark.identity.data != primary.data:
+            raise _NotFollowingError
+        self._is_proven = self._is_proven or bool(precedes)
+
     def _hear(self, mark: Watermark) -> None:
         if mark.timeline:
             has_latest = self._log.lag(mark, mark.begun) == (0.0, 0)
@@ -362,7 +395,7 @@ class Replica:
             return
         self._nudged.clear()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CALM):
+            async with asyncio.timeout(CALM if self._is_proven else _PROVING):
                 await self._nudged.wait()
 
     def _report(self) -> None:

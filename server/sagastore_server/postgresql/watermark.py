@@ -89,6 +89,8 @@ class Watermark(NamedTuple):
     identity: Identity
     begun: float
     """`time.monotonic` before it was read."""
+    ended: float
+    """`time.monotonic` after it was read."""
     is_standby: bool
     timeline: int
     """Timeline of the WAL receiver; 0: no receiver, or hidden from this role."""
@@ -121,7 +123,9 @@ async def watermark_of(connection: Any, identity: Identity) -> Watermark:
     begun = time.monotonic()
     is_standby, lsn, pid, timeline, _, silence = await connection.fetchrow(_REPLAY)
     return Watermark(
-        identity, begun, is_standby, timeline or 0, lsn or 0, pid is not None, silence or 0.0
+        *(identity, begun, time.monotonic(), is_standby, timeline or 0, lsn or 0),
+        has_receiver=pid is not None,
+        silence=silence or 0.0,
     )
 
 

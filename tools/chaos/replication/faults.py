@@ -41,9 +41,9 @@ STAYS = 0.4, 1.0
 
 
 LAG, SHORT_LAG = (2.0, 4.0), (0.2, 0.6)
-"""Seconds that the standbys receive nothing before the primary is killed. PostgreSQL logs a sequence
-32 numbers ahead, so more transactions must be lost before a number is given out again. With
-synchronous replication, no commit ends meanwhile."""
+"""Seconds that the standbys receive nothing before the primary is killed. PostgreSQL logs a
+sequence 32 numbers ahead, so more transactions must be lost before a number is given out again.
+With synchronous replication, no commit ends meanwhile."""
 
 ALONE = 0.6
 """Share of these times in which a server reaches only the former primary. It knows the timeline of
