@@ -148,8 +148,9 @@ async def test_saves_on_postgres_share_commits(
     await in_flight(postgres.save, drafts())
     commits = postgres_work.kinds["COMMIT"]
     assert commits <= GROUPS
-    # Begin, lock and read, insert, verify, sessions, commit; and two once, about the types.
-    assert postgres_work.total <= 6 * commits + 2
+    # Begin, lock and read, insert, verify, sessions, commit, position; and two once, about the
+    # types.
+    assert postgres_work.total <= 7 * commits + 2
 
 
 async def test_commit_on_postgres_is_synced(postgres: StorageBackend, postgres_work: Work) -> None:
@@ -164,9 +165,9 @@ async def test_batch_on_postgres_is_one_commit_and_one_copy(
     await postgres.bulk_save(drafts(), OnConflict.REPLACE)
     assert postgres_work.kinds["COMMIT"] == 1
     assert postgres_work.kinds["COPY"] == 1
-    # Take a block of sequences; begin, lock and read, copy, verify, sessions, commit; and two once,
-    # about the types.
-    assert postgres_work.total <= 7 + 2
+    # Take a block of sequences; begin, lock and read, copy, verify, sessions, commit, position; and
+    # two once, about the types.
+    assert postgres_work.total <= 8 + 2
 
 
 async def test_reads_on_postgres_take_one_statement(

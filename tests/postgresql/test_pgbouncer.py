@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
+import asyncpg
 import grpc
 import pytest
 
@@ -17,12 +19,13 @@ from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.sqlite.source import SQLiteSource
-from sagastore_server.storage.errors import CannotOpenError
+from sagastore_server.storage.errors import CannotOpenError, UnavailableError
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.phase import Phase
 from tests.postgresql.load import Load
 from tests.postgresql.pgbouncer import PgBouncer, pgbouncer_before
 from tests.support.backends import opened
+from tests.support.calls import as_call, at_least
 from tests.support.drafts import draft, found
 from tests.support.messages import message
 from tests.support.migrating_service import change, eventually_current, unblocked, walk_to
@@ -129,6 +132,28 @@ async def test_four_hundred_concurrent_calls(pooler: PgBouncer, database: str) -
         assert [one.id for one in reads] == ids
         searches = await asyncio.gather(*(found(store, "text") for _ in range(40)))
         assert all(set(ids) == set(search) for search in searches)
+
+
+async def test_positions_behind_pgbouncer(pooler: PgBouncer, database: str) -> None:
+    """The server that has committed tells them, in a transaction that does not stay open."""
+    async with opened(lambda: PostgreSQLStorage(options(pooler.dsn(database)))) as store:
+        ids = [f"m-{number:02}" for number in range(40)]
+        saved = await asyncio.gather(*(as_call(partial(store.save, draft(id))) for id in ids))
+        for id, one in zip(ids, saved, strict=True):
+            assert one.position is not None
+            seen = await as_call(partial(store.get, id), at_least(one.position))
+            assert seen.position is not None
+            assert seen.position >= one.position
+        assert seen.position is not None
+        ahead = seen.position._replace(lsn=seen.position.lsn + (1 << 40))
+        with pytest.raises(UnavailableError):
+            await as_call(partial(store.get, ids[0]), at_least(ahead))
+        connection = await asyncpg.connect(server_dsn())
+        open_ones = f"datname = '{database}' AND state = 'idle in transaction'"
+        try:
+            assert not await connection.fetch(f"SELECT FROM pg_stat_activity WHERE {open_ones}")
+        finally:
+            await connection.close()
 
 
 # ------------------------------------------------------------------ what is refused at the start
