@@ -64,10 +64,11 @@ async def _measure(name: str, part: Part) -> None:
     with tempfile.TemporaryDirectory(prefix="rolling-") as folder:
         path = Path(folder)
         async with fresh_schema() as dsn:
-            with fleet(dsn, path, _SERVERS) as servers:
-                for server in servers:
+            with fleet(dsn, path, _SERVERS + 1) as servers:
+                called = servers[:_SERVERS]
+                for server in called:
                     await asyncio.to_thread(server.replace, PRESENT)
-                addresses = [server.address for server in servers]
+                addresses = [server.address for server in called]
                 async with load(addresses, _CALL_TIMEOUT) as calls:
                     await calls.proceed()
                     await part(dsn, servers, calls, path)
@@ -78,7 +79,7 @@ async def _measure(name: str, part: Part) -> None:
 
 
 async def _replace_all(servers: list[FleetServer], calls: Load, code: Code) -> None:
-    for server in servers:
+    for server in servers[:_SERVERS]:
         await asyncio.to_thread(server.replace, code)
         await calls.proceed()
 
@@ -95,12 +96,13 @@ async def _excluding(_: str, servers: list[FleetServer], calls: Load, folder: Pa
 
 async def _behind_a_read(dsn: str, servers: list[FleetServer], calls: Load, folder: Path) -> None:
     newer = with_step(PRESENT, folder / "newer", SCHEMA_VERSION + 1, _COLUMN, SCHEMA_VERSION)
+    # Not one of the servers that are called: their calls wait for nothing but the lock.
     async with _reading(dsn):
-        replacing = asyncio.create_task(asyncio.to_thread(servers[0].replace, newer))
+        starting = asyncio.create_task(asyncio.to_thread(servers[-1].replace, newer))
         await asyncio.sleep(_READ_SECONDS)
-        if replacing.done():
+        if starting.done():
             raise RuntimeError("the upgrade did not wait for the read")
-    await replacing
+    await starting
     await calls.proceed()
 
 

@@ -34,10 +34,10 @@ from sagastore_server.storage.errors import (
 from sagastore_server.storage.files import NewFile
 from sagastore_server.storage.phase import Phase
 from tests.postgresql.targets import claimed, fetched, opened_plain, target_on, until_one_waits
-from tests.support.drafts import draft, lone
+from tests.support.drafts import draft, lone, save_all
 from tests.support.migration_values import LEASE, MARK, SOURCE
-from tests.support.postgres import execute
-from tests.support.waiting import until
+from tests.support.postgres import execute, postgres_process
+from tests.support.waiting import until, until_async
 
 NEXT = SCHEMA_VERSION + 1
 COLUMN = "ALTER TABLE messages ADD COLUMN later BIGINT NOT NULL DEFAULT 0;"
@@ -164,6 +164,36 @@ async def test_further_tables_are_not_waited_for_long(
             await until(lambda: "table migration is in use" in caplog.text)
             await server.save(draft("m-1"))
         assert await upgrading == NEXT
+
+
+_SLOW_AUTOVACUUM = """
+ALTER TABLE messages SET (autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1,
+    autovacuum_vacuum_threshold = 1, autovacuum_vacuum_scale_factor = 0);
+UPDATE messages SET role = 'assistant'
+"""
+_AUTOVACUUM = """
+SELECT FROM pg_stat_activity JOIN pg_locks USING (pid)
+WHERE backend_type = 'autovacuum worker' AND relation = 'messages'::regclass AND granted
+"""
+
+
+async def test_autovacuum_does_not_prevent_an_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL cancels it, if the upgrade waits for longer than ``deadlock_timeout``."""
+    monkeypatch.setattr(schema, "PATIENCE", 30.0)
+    with postgres_process() as postgres:
+        dsn = postgres.dsn
+        async with opened_plain(dsn) as server, opened_plain(dsn) as newer:
+            await save_all(server, [lone(f"m-{number}") for number in range(4000)])
+            for setting in ("autovacuum_naptime = '1s'", "autovacuum = on"):
+                await execute(dsn, f"ALTER SYSTEM SET {setting}")
+            await execute(dsn, "SELECT pg_reload_conf()")
+            await execute(dsn, _SLOW_AUTOVACUUM)
+
+            async def is_vacuumed() -> bool:
+                return bool(await fetched(dsn, _AUTOVACUUM))
+
+            await until_async(is_vacuumed)
+            assert await upgrade_by_newer(newer, COLUMN, SCHEMA_VERSION) == NEXT
 
 
 async def test_claim_of_a_target_names_what_has_a_table_in_use(

@@ -3,7 +3,8 @@
 An upgrade records the oldest server that may use the new schema (``compatible_from``). Every
 transaction that changes rows reads the highest record in the statement that takes its locks, at no
 further round trip. An upgrade that excludes servers first locks the table of messages against
-writers, so no excluded server commits a change after it.
+writers, so no excluded server commits a change after it. Servers of any version may still record a
+new timeline (``timeline``).
 """
 
 from __future__ import annotations

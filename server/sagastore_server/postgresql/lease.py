@@ -34,7 +34,7 @@ GUARDED = (
     "file_tombstones",
     "legacy_extra",
 )
-"""Tables that only the holder of the lease may write; messages first, as every writer locks."""
+"""Tables that only the holder of the lease may write, in the order of locking."""
 
 
 class Claim(NamedTuple):

@@ -93,7 +93,7 @@ def _load() -> list[Step]:
 
 
 _TABLE = re.compile(
-    r"^(?:CREATE TABLE (\w+)|ALTER TABLE (\w+)|CREATE INDEX \w+ ON (\w+))", re.MULTILINE
+    r"^(?:CREATE TABLE (\w+)|ALTER TABLE (\w+)|CREATE (?:UNIQUE )?INDEX \w+ ON (\w+))", re.MULTILINE
 )
 """A table that a statement creates, changes, or gives an index."""
 
