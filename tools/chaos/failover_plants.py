@@ -26,11 +26,14 @@ from tools.chaos.plant_registry import plant, replace
 CLUSTER = "cluster"
 
 _LATE = """
-SELECT format('%s %s %s',
-    CASE WHEN pg_sleep(0.005)::text IS NOT NULL
-        THEN pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint END,
-    pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')::bigint,
-    (SELECT received_tli FROM pg_stat_wal_receiver)) AS place
+SELECT answer.*, here.place FROM (
+    SELECT format('%s %s %s',
+        CASE WHEN pg_sleep(0.005)::text IS NOT NULL
+            THEN pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint END,
+        pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')::bigint,
+        (SELECT received_tli FROM pg_stat_wal_receiver)) AS place
+    OFFSET 0
+) AS here
 """
 """Position of a standby some milliseconds after the snapshot of the statement, as in a slow one."""
 
@@ -119,8 +122,7 @@ def _check_in_the_same_statement() -> None:
         fetch: Fetch,
         satisfied: Satisfied,
     ) -> list[Any]:
-        rows = await fetch(connection, f"SELECT answer.*, here.place FROM ({_LATE} OFFSET 0) AS here "
-                           f"LEFT JOIN (\n{sql}\n) AS answer ON true")  # fmt: skip
+        rows = await fetch(connection, f"{_LATE}LEFT JOIN (\n{sql}\n) AS answer ON true")
         lsn, _, timeline = rows[0][-1].split(" ")
         if not satisfied(mark._replace(lsn=int(lsn), timeline=int(timeline or 0))):
             raise NotUsableError
