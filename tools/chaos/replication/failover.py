@@ -130,9 +130,10 @@ class FailoverManager:
         """End all faults of the nodes, and wait until three nodes replicate again."""
         for node in self.nodes.all:
             node.thaw()
+            if node in {self.primary, *self.attached} and not node.pids():
+                await asyncio.to_thread(node.start_again)
         for standby in self.standbys:
-            if not standby.pids():
-                await asyncio.to_thread(standby.start_again)
+            await self._point(standby)
             await _persist(lambda one=standby: one.run(  # type: ignore[misc]
                 "SELECT pg_wal_replay_resume() WHERE pg_is_in_recovery()"))  # fmt: skip
         for node in self.nodes.all:
