@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from tests.support.postgres import _as_other, _give_away
+from tests.support.postgres import _as_other, give_away
 
 PORT = 6432
 WITHIN = 60.0
@@ -53,7 +53,7 @@ class PgBouncer:
         folder.mkdir(exist_ok=True)
         (folder / "pgbouncer.ini").write_text("\n".join(lines) + "\n")
         (folder / "pgbouncer.ini").chmod(0o644)
-        _give_away(folder)
+        give_away(folder)
 
     def dsn(self, database: str) -> str:
         """Return the connection string of a database behind it."""

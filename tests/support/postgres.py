@@ -59,7 +59,7 @@ class PostgresProcess:
         """Start the server and wait until it answers."""
         if not self._data.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
-            _give_away(self._folder)
+            give_away(self._folder)
             # A copy takes a fraction of the time of initdb.
             subprocess.run(["cp", "-a", str(_initialized(self._bin)), str(self._data)], check=True)
         options = " ".join(f"-c {option}" for option in _QUICK)
@@ -81,7 +81,7 @@ class PostgresProcess:
         succeeded.
         """
         folder.mkdir()
-        _give_away(folder)
+        give_away(folder)
         command = [
             *_as_other(), str(self._bin / "pg_basebackup"), "-D", str(folder), "-U", "postgres",
             "-h", str(self._folder), "--checkpoint=fast", "--no-sync", "-X", "stream",
@@ -97,7 +97,7 @@ class PostgresProcess:
     def follow(self, primary: PostgresProcess, name: str, within: float) -> None:
         """Copy the running ``primary`` and become its standby called ``name``; do not start."""
         self._folder.mkdir()
-        _give_away(self._folder)
+        give_away(self._folder)
         if not primary.base_backup(self._data, within):
             raise RuntimeError("pg_basebackup failed")
         address = f"user=postgres host={primary._folder} application_name={name}"
@@ -140,7 +140,7 @@ class PostgresProcess:
     def initialize(self) -> None:
         """Create the data directory."""
         self._data.mkdir(parents=True)
-        _give_away(self._folder, self._data)
+        give_away(self._folder, self._data)
         self._run("initdb", "--auth=trust", "--encoding=utf8", "--locale=C.UTF-8",
                   "--username=postgres", "--no-sync")  # fmt: skip
 
@@ -197,7 +197,8 @@ def _as_other() -> list[str]:
     return ["setpriv", f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--clear-groups"]
 
 
-def _give_away(*folders: Path) -> None:
+def give_away(*folders: Path) -> None:
+    """Let PostgreSQL, which may run as another user, write to folders and nobody else read them."""
     user = _other_user()
     for folder in folders:
         folder.chmod(0o700)

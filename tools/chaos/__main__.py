@@ -4,6 +4,7 @@
     python -m tools.chaos --plant NAME [--rounds N]      with one planted fault
     python -m tools.chaos --planted all [--within N]     every planted fault until it is caught
     python -m tools.chaos --porcupine [...]              with a second checker, written in Go
+    python -m tools.chaos --profile cluster [...]        three servers on three PostgreSQL nodes
 
 A history checker judges each round. Exit status 1 if a round fails or, with ``--planted``, if a
 planted fault is not caught. The report and the files of failing rounds are in ``var/chaos``.
@@ -28,6 +29,7 @@ from tools.chaos.campaign import Campaign, Options
 from tools.chaos.plan import PHASES
 from tools.chaos.plants import PLANTS
 from tools.chaos.porcupine_check import PorcupineError, build
+from tools.chaos.profiles import PROFILES
 from tools.chaos.report import Totals, caught, planted_table
 
 _FOLDER = Path("var/chaos")
@@ -93,6 +95,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         having=arguments.having,
         keep=arguments.keep,
         porcupine=arguments.porcupine,
+        profile=arguments.profile,
     )
     if not arguments.planted:
         return options
@@ -123,6 +126,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--folder", type=Path, default=_FOLDER, help="folder for reports (var/chaos)"
     )
+    parser.add_argument("--profile", default=PROFILES[0], choices=PROFILES,
+                        help="migration: one server that moves to PostgreSQL; cluster: three "
+                        "servers on three PostgreSQL nodes (migration)")  # fmt: skip
     parser.add_argument("--keep", action="store_true", help="keep the history of every round")
     parser.add_argument(
         "--porcupine", action="store_true", help="also check each history with Porcupine"

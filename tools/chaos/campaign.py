@@ -7,20 +7,15 @@ import json
 import multiprocessing
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.chaos.cluster import Testbed, running_testbed
-from tools.chaos.faults import FAULTS, Fault, missing
-from tools.chaos.plan import Plan, draw
+from tools.chaos.profiles import MIGRATION, PROFILES, Bed, opened_bed, profile_of
 from tools.chaos.report import Totals
-from tools.chaos.round import run_round
-from tools.chaos.templates import Templates
 from tools.chaos.verdict import judge
 
 _THREADS = 64
@@ -52,20 +47,13 @@ class Options(NamedTuple):
     """Whether passing rounds keep their histories."""
     porcupine: bool = False
     """Whether to check each history with Porcupine as well."""
+    profile: str = MIGRATION
+    """Kind of the rounds without a planted fault; a planted fault has its own."""
 
-    def wants(self, plan: Plan) -> bool:
+    def wants(self, plan: Any) -> bool:
         """Return whether to run rounds of this plan."""
         fits = self.begins in {"", plan.begins.label}
-        names = ["a takeover" if plan.takes_over else "", *(one.name for one in plan.faults)]
-        return fits and any(self.having in name for name in names)
-
-
-def unavailable_faults(testbed: Testbed) -> dict[str, str]:
-    """Return the faults that this machine cannot produce, and why."""
-    reasons = {
-        one.name: missing(one.needs, mounted=testbed.disk.mounted) for one in FAULTS.values()
-    }
-    return {name: reason for name, reason in reasons.items() if reason}
+        return fits and any(self.having in name for name in ("", *plan.fault_names))
 
 
 class Campaign:
@@ -87,41 +75,45 @@ class Campaign:
             await self._work(judges)
         return self.totals
 
-    def _plans(self, is_available: Callable[[Fault], bool]) -> Iterator[tuple[str, Plan]]:
+    def _plans(self, bed: Bed, plants: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         """Yield planted faults and plans until the number of rounds is reached."""
         options = self._options
-        for plant in options.plants:
-            plans = (draw(seed, is_available, options.seconds) for seed in count(options.seed))
+        for plant in plants:
+            plans = (bed.draw(seed, options.seconds) for seed in count(options.seed))
             for plan in islice(filter(options.wants, plans), options.rounds):
                 if options.until_caught and plant in self._caught:
                     break
                 yield plant, plan
 
     async def _work(self, judges: Executor) -> None:
-        """Run rounds on one testbed until there are no more seeds."""
-        async with _testbed() as testbed:
-            lacking = unavailable_faults(testbed)
-            for name, reason in lacking.items():
-                self._say(f"skipped fault {name!r}: {reason}")
-            templates = Templates(testbed)
-            judging: asyncio.Task[None] | None = None
+        """Run the rounds of each profile in its environment until there are no more seeds."""
+        options = self._options
+        for profile in PROFILES:
+            plants = tuple(
+                one for one in options.plants if profile_of(one, options.profile) == profile
+            )
+            if plants:
+                async with opened_bed(profile) as bed:
+                    for name, reason in bed.lacking.items():
+                        self._say(f"skipped fault {name!r}: {reason}")
+                    await self._run_rounds(bed, plants, judges)
 
-            def is_available(kind: Fault) -> bool:
-                return kind.name not in lacking
-
-            for plant, plan in self._plans(is_available):
-                folder = self._options.folder / plant / f"seed-{plan.seed}"
-                await asyncio.to_thread(_empty, folder)
-                await run_round(testbed, templates, plan, plant, folder)
-                if judging is not None:
-                    await judging
-                judging = asyncio.create_task(self._judge(judges, plan, plant, folder))
-                if self._options.until_caught:
-                    await judging
+    async def _run_rounds(self, bed: Bed, plants: tuple[str, ...], judges: Executor) -> None:
+        """Run rounds, each while the one before is judged."""
+        judging: asyncio.Task[None] | None = None
+        for plant, plan in self._plans(bed, plants):
+            folder = self._options.folder / plant / f"seed-{plan.seed}"
+            await asyncio.to_thread(_empty, folder)
+            await bed.run(plan, plant, folder)
             if judging is not None:
                 await judging
+            judging = asyncio.create_task(self._judge(judges, plan, plant, folder))
+            if self._options.until_caught:
+                await judging
+        if judging is not None:
+            await judging
 
-    async def _judge(self, judges: Executor, plan: Plan, plant: str, folder: Path) -> None:
+    async def _judge(self, judges: Executor, plan: Any, plant: str, folder: Path) -> None:
         loop = asyncio.get_running_loop()
         work = partial(judge, folder, porcupine=self._options.porcupine)
         verdict = await loop.run_in_executor(judges, work)
@@ -134,7 +126,7 @@ class Campaign:
         if not (verdict["failed"] or self._options.keep):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _print_progress(self, plan: Plan, verdict: dict[str, Any], folder: Path) -> None:
+    def _print_progress(self, plan: Any, verdict: dict[str, Any], folder: Path) -> None:
         done, rounds = self.totals.rounds, self._options.rounds * len(self._options.plants)
         each = (time.monotonic() - self._began) / done
         left = (rounds - done) * each / 60
@@ -167,15 +159,11 @@ def _empty(folder: Path) -> None:
 
 def _replay_command(seed: int, planted: str, options: Options) -> str:
     plant = f" PLANT={planted}" if planted else ""
-    seconds = f" CHAOS_ARGS='--seconds {options.seconds:g}'" if options.seconds else ""
-    return f"make chaos ROUNDS=1 SEED={seed}{plant}{seconds}"
-
-
-@asynccontextmanager
-async def _testbed() -> AsyncIterator[Testbed]:
-    with running_testbed() as testbed:
-        await testbed.open()
-        yield testbed
+    chosen = [f"--seconds {options.seconds:g}"] if options.seconds else []
+    if options.profile != MIGRATION and not planted:
+        chosen.append(f"--profile {options.profile}")
+    rest = f" CHAOS_ARGS='{' '.join(chosen)}'" if chosen else ""
+    return f"make chaos ROUNDS=1 SEED={seed}{plant}{rest}"
 
 
 def _judge_pool() -> ProcessPoolExecutor:

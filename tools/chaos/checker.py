@@ -16,6 +16,7 @@ from tools.chaos.durability import false_claims
 from tools.chaos.history import History, Outcome
 from tools.chaos.linearizable import Verdict, linearize
 from tools.chaos.minimal_proof import name, prove_wrong
+from tools.chaos.positions import unconfirmed_ids, violations_of_positions
 from tools.chaos.projection import Projection
 from tools.chaos.register_model import SAVES, Action, Call
 from tools.chaos.violations import Kind, Violation, violation
@@ -23,6 +24,9 @@ from tools.chaos.violations import Kind, Violation, violation
 WRITING = frozenset({"Save", "Delete", "BulkSave"})
 _MOST = 3
 """Maximum number of contradictions reported per id."""
+
+_ALWAYS = frozenset({Kind.PHANTOM, Kind.REVISION_REUSED})
+"""Violations even if acknowledged writes may be lost."""
 
 
 @dataclass
@@ -81,23 +85,35 @@ class Report:
         return "\n".join([summary, *(wrong or ["no violation"])])
 
 
-def check(history: History, *, budget: int = linearizable.BUDGET) -> Report:
-    """Check a finished history.
+def check(
+    history: History, *, budget: int = linearizable.BUDGET, loses_writes: bool = False
+) -> Report:
+    """Check a finished history. Checking ten thousand operations takes some seconds.
 
-    ``budget`` is the maximum number of configurations to explore per id; beyond it the id is
-    reported as undecided. Checking ten thousand operations takes some seconds.
+    Args:
+        history: The history.
+        budget: Maximum number of configurations to explore per id; beyond it the id is reported
+            as undecided.
+        loses_writes: Whether acknowledged writes may be lost, as with asynchronous replication.
+            Then only invented values and repeated revisions are violations.
+
     """
     report = Report()
     _count(history, report)
     projection = Projection(history)
-    report.violations += projection.violations
-    report.violations += false_claims(history)
+    found = [*projection.violations, *violations_of_positions(history)]
     report.ids = len(projection.calls)
+    if loses_writes:
+        report.violations = [one for one in found if one.kind in _ALWAYS]
+        return report
+    report.violations += [*found, *false_claims(history)]
     report.reads = sum(not call.writes for calls in projection.calls.values() for call in calls)
     prove(projection.calls, projection.batches)
     judge = _Judge(history, report, budget)
+    unconfirmed = unconfirmed_ids(history)
     for id, calls in sorted(projection.calls.items()):
-        judge.judge(id, calls)
+        if id not in unconfirmed:
+            judge.judge(id, calls)
     return report
 
 

@@ -159,11 +159,21 @@ class Testbed:
 class ChaosServer(ServerProcess):
     """Server process, optionally with planted faults and a controllable clock."""
 
-    def __init__(self, sqlite: Path, env: dict[str, str], plant: str, clock: Path | None) -> None:
-        """Create it without starting; ``plant`` names the planted fault, if any."""
+    def __init__(
+        self,
+        sqlite: Path,
+        env: dict[str, str],
+        plant: str,
+        clock: Path | None,
+        postgres: str | None = None,
+    ) -> None:
+        """Create it without starting; ``plant`` names the planted fault, if any.
+
+        With ``postgres`` it serves that database alone, and ``sqlite`` is not used.
+        """
         python_path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
         own = {"CHAOS_PLANT": plant, "CHAOS_CLOCK": str(clock or ""), "PYTHONPATH": python_path}
-        super().__init__(sqlite, env=env | own)
+        super().__init__(sqlite, env=env | own, postgres=postgres)
         self.said: list[LogLine] = []
         """Log of all its processes."""
         self._patched = bool(plant or clock)

@@ -42,6 +42,7 @@ def command(options: Options) -> list[str]:
         *("--seconds", str(options.seconds), "--folder", str(options.folder)),
         *(["--begins", options.begins] if options.begins else []),
         *(["--having", options.having] if options.having else []),
+        *("--profile", options.profile),
         *(["--keep"] if options.keep else []),
         *(["--porcupine"] if options.porcupine else []),
     ]

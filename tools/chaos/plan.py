@@ -76,6 +76,11 @@ class Plan(NamedTuple):
         begins_dual_write = self.steers and self.begins is Phase.SQLITE_ONLY
         return begins_dual_write or any(FAULTS[one.name].needs == "clock" for one in self.faults)
 
+    @property
+    def fault_names(self) -> list[str]:
+        """Names of all its faults."""
+        return ["a takeover"] if self.takes_over else [one.name for one in self.faults]
+
     def rng(self, purpose: str) -> random.Random:
         """Return a random generator of this round for one purpose."""
         return random.Random(f"{self.seed}/{purpose}")

@@ -13,6 +13,8 @@ class Plant(NamedTuple):
     name: str
     what: str
     put: Callable[[], None]
+    profile: str = "migration"
+    """Kind of the rounds that can catch it (``profiles``)."""
 
 
 PLANTS: dict[str, Plant] = {}
@@ -22,11 +24,13 @@ POWER_PLANTS: dict[str, Plant] = {}
 """Planted faults that only a power loss reveals; see ``power_loss``."""
 
 
-def plant(name: str, what: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+def plant(
+    name: str, what: str, profile: str = "migration"
+) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """Register a planted fault."""
 
     def register(put: Callable[[], None]) -> Callable[[], None]:
-        PLANTS[name] = Plant(name, what, put)
+        PLANTS[name] = Plant(name, what, put, profile)
         return put
 
     return register

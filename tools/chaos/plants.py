@@ -41,7 +41,7 @@ from sagastore_server.storage.errors import (
 )
 from sagastore_server.storage.model import Message, NewMessage, SaveResult
 from sagastore_server.storage.replication import Entry, Lease, PreparedRows
-from tools.chaos import reliability_plants  # noqa: F401 - registers its own
+from tools.chaos import failover_plants, reliability_plants  # noqa: F401 - they register their own
 from tools.chaos.plant_registry import PLANTS, POWER_PLANTS, Plant, changed, plant, replace
 
 __all__ = ["PLANTS", "POWER_PLANTS", "Plant", "put"]

@@ -18,13 +18,14 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tools.chaos.checker import Report, check
 from tools.chaos.history import History
 from tools.chaos.linearizable import Verdict, linearize
+from tools.chaos.positions import latest_only, unconfirmed_ids
 from tools.chaos.projection import Projection
 from tools.chaos.violations import Kind
 
@@ -111,16 +112,41 @@ def _run(command: Sequence[str], seconds: int, **options: Any) -> subprocess.Com
 def porcupine_reports(paths: Sequence[Path], *options: str) -> list[PorcupineReport]:
     """Return Porcupine's result for each history in ``paths``.
 
+    It gets the reads of the latest state only, and is not asked about `unconfirmed_ids`.
+
     Raises:
         PorcupineError: The program cannot be built, or it failed.
     """
-    command = [str(build()), "-json", *options, *map(str, paths)]
-    # The garbage collector must not occupy all processors while a round runs.
-    one_processor = os.environ | {"GOMAXPROCS": "1"}
-    done = _run(command, RUN_SECONDS, env=one_processor)
+    with tempfile.TemporaryDirectory() as folder:
+        given = [_latest_only(path, Path(folder) / str(n)) for n, path in enumerate(paths)]
+        command = [str(build()), "-json", *options, *map(str, given)]
+        # The garbage collector must not occupy all processors while a round runs.
+        one_processor = os.environ | {"GOMAXPROCS": "1"}
+        done = _run(command, RUN_SECONDS, env=one_processor)
     if done.returncode not in {0, 1}:
         raise PorcupineError(f"the Porcupine checker failed: {done.stderr.strip()}")
-    return [PorcupineReport.read(json.loads(line)) for line in done.stdout.splitlines()]
+    found = (PorcupineReport.read(json.loads(line)) for line in done.stdout.splitlines())
+    return [_without_unconfirmed(one, path) for one, path in zip(found, paths, strict=True)]
+
+
+def _without_unconfirmed(report: PorcupineReport, path: Path) -> PorcupineReport:
+    """Remove the violations on ids about which nothing can be concluded."""
+    if not report.violations:
+        return report
+    unconfirmed = unconfirmed_ids(History.load(path))
+    violations = {id: why for id, why in report.violations.items() if id not in unconfirmed}
+    if violations or not unconfirmed:
+        return replace(report, violations=violations)
+    verdict = "unknown" if report.undecided else "linearizable"
+    return replace(report, violations={}, verdict=verdict)
+
+
+def _latest_only(path: Path, copy: Path) -> Path:
+    """Return the file to check: ``copy`` without other reads if the history has positions."""
+    if b'"requirement"' not in path.read_bytes():
+        return path
+    latest_only(History.load(path)).save(copy)
+    return copy
 
 
 def disagreements(history: History, report: Report, theirs: PorcupineReport) -> Iterator[str]:

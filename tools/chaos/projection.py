@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tools.chaos.history import History, Operation, Outcome
+from tools.chaos.positions import is_weak
 from tools.chaos.range_reads import Question, Scans
 from tools.chaos.register_model import NEVER, Action, Call
 from tools.chaos.sequence_order import Sequences
@@ -33,6 +34,8 @@ class Projection:
         self.batches: defaultdict[int, list[Call]] = defaultdict(list)
         """The calls of each batch of unknown outcome."""
         self.violations: list[Violation] = []
+        self._began = min((one.start for one in history), default=0)
+        self._ended = max((one.end or one.start for one in history), default=0)
         self._births: dict[tuple[str, int], tuple[int | None, Operation]] = {}
         for operation in history:
             for value in values_of(operation):
@@ -91,10 +94,18 @@ class Projection:
     def observe(
         self, operation: Operation, id: str, action: Action, *, since: int = 0, **facts: Any
     ) -> None:
-        """Record what an answer says about the state of an id."""
-        if operation.end is not None:
-            start = since or operation.start
-            self.calls[id].append(Call(operation.number, action, start, operation.end, **facts))
+        """Record what an answer says about the state of an id.
+
+        A read that need not show the latest state may show any that the id has had, and also a
+        write that is not acknowledged yet: a standby shows a commit before the primary does, which
+        still waits for the confirmation of the standby.
+        """
+        if operation.end is None:
+            return
+        start, end = since or operation.start, operation.end
+        if is_weak(operation):
+            start, end = self._began, self._ended
+        self.calls[id].append(Call(operation.number, action, start, end, **facts))
 
     def _check_code(self, operation: Operation) -> None:
         """Report error codes that a valid call must not get."""

@@ -68,10 +68,17 @@ class RecordingClient:
     """
 
     def __init__(
-        self, targets: str, history: History, number: int, *, timeout: float, tries: int = 1
+        self,
+        targets: str,
+        history: History,
+        number: int,
+        *,
+        timeout: float,
+        tries: int = 1,
+        retry: RetryPolicy | None = None,
     ) -> None:
-        """Create the client without connecting."""
-        retry = RetryPolicy(max_attempts=tries, initial_backoff=0.05, max_backoff=0.3)
+        """Create the client without connecting; ``retry`` replaces a policy of ``tries``."""
+        retry = retry or RetryPolicy(max_attempts=tries, initial_backoff=0.05, max_backoff=0.3)
         self.client = AsyncClient(targets, timeout=timeout, retry=retry)
         self.number = number
         self.tries = tries

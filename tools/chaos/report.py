@@ -6,9 +6,10 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from tools.chaos.plan import PHASES
+from tools.chaos.replication.totals import ClusterTotals
 
 LOSSES = ("LOST_WRITE", "LIST_MISSING", "SEARCH_MISSING", "EXPORT_INCOMPLETE")
-STALE = ("STALE_READ", "REVISION_WENT_BACK")
+STALE = ("STALE_READ", "STALE_POSITION", "REVISION_WENT_BACK")
 RESURRECTED = ("RESURRECTED_DELETE",)
 
 
@@ -36,9 +37,11 @@ class Totals:
         self.porcupine: Counter[str] = Counter()
         """Rounds by Porcupine's verdict, with its ids and its disagreements."""
         self.porcupine_seconds = 0.0
+        self.cluster = ClusterTotals()
 
     def add(self, verdict: dict[str, Any]) -> None:
         report, plan = verdict["report"], verdict["plan"]
+        self.cluster.add(verdict)
         self.rounds += 1
         self.seconds += verdict["seconds"]
         self.starts += verdict["starts"]
@@ -101,6 +104,7 @@ class Totals:
             "longest_unavailability": round(self.unavailable, 2),
             "longest_unavailability_in": self.unavailable_in,
             "porcupine": self._porcupine_json(),
+            "cluster": self.cluster.as_json(),
         }
 
     def _of(self, kinds: tuple[str, ...]) -> int:
@@ -148,6 +152,7 @@ class Totals:
             f"  Violations in total       {totals['violations']}",
             f"  Longest unavailability    {self.unavailable:.1f} s (seed {self.unavailable_in})",
             *self._porcupine_text(),
+            *self.cluster.text(),
             "",
             *self._table(),
         ]

@@ -150,12 +150,12 @@ async def _clear(cluster: Cluster, folder: Path, history: History, result: Round
         for supervisor in (*cluster.former, cluster.supervisor):
             await supervisor.abandon()
             result.starts += supervisor.starts
-            result.wrong += _wrong_endings(supervisor.endings)
+            result.wrong += wrong_endings(supervisor.endings)
             said += supervisor.server.said
         result.wrong += [f"LOG: {line}" for line in defects(said, history)][:5]
         text = "".join(f"{line.text}\n" for line in said)
         (folder / "server.log").write_text(text, encoding="utf-8")
-    result.wrong += _wrong_marks(history)
+    result.wrong += wrong_marks(history)
     history.save(folder / "history.jsonl")
     (folder / "round.json").write_text(json.dumps(result.as_json(), indent=2, default=str))
     try:
@@ -165,7 +165,7 @@ async def _clear(cluster: Cluster, folder: Path, history: History, result: Round
         cluster.close()
 
 
-def _wrong_endings(endings: list[Ending]) -> list[str]:
+def wrong_endings(endings: list[Ending]) -> list[str]:
     """Find processes that ended unexpectedly while serving."""
     return [
         f"UNEXPECTED EXIT: {ending}"
@@ -174,7 +174,8 @@ def _wrong_endings(endings: list[Ending]) -> list[str]:
     ]
 
 
-def _wrong_marks(history: History) -> list[str]:
+def wrong_marks(history: History) -> list[str]:
+    """Return the findings that components of the round have recorded in the history."""
     found = [str(mark.facts["what"]) for mark in history.marks if mark.kind == "wrong"]
     for mark in history.marks:
         facts = mark.facts

@@ -12,6 +12,8 @@ from typing import Any
 from tools.chaos.checker import Report, check
 from tools.chaos.history import History, Mark, Outcome
 from tools.chaos.porcupine_check import PorcupineError, disagreements, porcupine_reports
+from tools.chaos.replication.figures import figures
+from tools.chaos.replication.fleet import ASYNCHRONOUS
 from tools.chaos.set_back_faults import DIRECTORY, ROWS
 from tools.chaos.timeline import draw
 
@@ -25,8 +27,11 @@ def judge(folder: Path, *, porcupine: bool = False) -> dict[str, Any]:
     """
     history = History.load(folder / "history.jsonl")
     result: dict[str, Any] = json.loads((folder / "round.json").read_text())
-    report = check(history)
-    if porcupine:
+    replication = result["plan"].get("replication", "")
+    report = check(history, loses_writes=replication == ASYNCHRONOUS)
+    if replication:
+        result["cluster"] = figures(history)
+    if porcupine and replication != ASYNCHRONOUS:
         result["porcupine"] = _check_with_porcupine(folder, history, report, result["wrong"])
     verdict = result | {
         "report": report.as_json(),

@@ -20,6 +20,8 @@ class Kind(StrEnum):
     """An acknowledged write disappeared and no later read returned it."""
     STALE_READ = "STALE_READ"
     """An older state was returned after a newer one was acknowledged or returned."""
+    STALE_POSITION = "STALE_POSITION"
+    """A read that requires a position does not show a state at or before that position."""
     RESURRECTED_DELETE = "RESURRECTED_DELETE"
     """A deleted message reappeared without a new save."""
     PHANTOM = "PHANTOM"
@@ -30,7 +32,8 @@ class Kind(StrEnum):
     """A write was accepted or refused contrary to ``if_revision``."""
     REVISION_WENT_BACK = "REVISION_WENT_BACK"
     REVISION_REUSED = "REVISION_REUSED"
-    """One revision of one id has two values, or two creation times."""
+    """One revision of one id has two values or two creation times, or after a promotion two ids
+    have the same revision."""
     LIST_MISSING = "LIST_MISSING"
     LIST_EXTRA = "LIST_EXTRA"
     SEARCH_MISSING = "SEARCH_MISSING"

@@ -67,11 +67,12 @@ class Workload:
         Raises:
             SagaStoreError: The initial messages cannot be read.
         """
-        await self._baseline()
+        await self.read_baseline()
         with counted_attempts():
-            await self._live_all(stop)
+            await self.live(stop)
 
-    async def _live_all(self, stop: asyncio.Event) -> None:
+    async def live(self, stop: asyncio.Event) -> None:
+        """Read and write until ``stop``; use it inside `counted_attempts`."""
         async with asyncio.TaskGroup() as group:
             for number in range(self._clients):
                 group.create_task(self._live(number, stop), name=f"client {number}")
@@ -87,8 +88,12 @@ class Workload:
         await self.turns.settle()
         self.history.mark("turns", acknowledged=self.turns.acknowledged)
 
-    async def _baseline(self) -> None:
-        """Record the initial messages before the first write."""
+    async def read_baseline(self) -> None:
+        """Record the initial messages before the first write.
+
+        Raises:
+            SagaStoreError: They cannot be read.
+        """
         operation = self.history.begin(-1, "Baseline", {})
         retry = RetryPolicy(max_attempts=200, initial_backoff=0.05, max_backoff=0.2)
         values: list[dict[str, Any]] = []

@@ -6,9 +6,10 @@ directly.
 
 A read that a replica may answer goes to the ``replicas`` first.
 
-The primary has every acknowledged write, so it satisfies every requirement that can be satisfied.
-Therefore the position of an answer is compared after the read. That would not do for a replica,
-whose snapshot may be older than the position that the same statement returns.
+The primary has every acknowledged write, so it satisfies every requirement that can be satisfied;
+what a replica has shown before it was acknowledged is awaited (``visibility``). Therefore the
+position of an answer is compared after the read. That would not do for a replica, whose snapshot
+may be older than the position that the same statement returns.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.replica import Fetch
 from sagastore_server.postgresql.replicas import Replicas
 from sagastore_server.postgresql.requirements import check, resolved
+from sagastore_server.postgresql.visibility import until_visible
 from sagastore_server.runtime.read_batcher import ReadBatcher
 
 
@@ -149,13 +151,23 @@ class PostgreSQLReads:
 
     async def _seen(self, read: Callable[[], Awaitable[A]]) -> A:
         """Return an answer that meets the requirement of the call, and note its position."""
-        answer = await read()
         level = required().level
+        if level is not Level.LATEST and self._replicas.are_used:
+            # Otherwise no position includes a commit that is not acknowledged.
+            await until_visible(self._fetched)
+        answer = await read()
         if level is not Level.LATEST:
             answer = await self._satisfying(answer, read)
         self._instruments.read_answered(PRIMARY, level)
         note(answer.position)
         return answer
+
+    async def _fetched(self, sql: str) -> list[Any]:
+        async def fetch(connection: Connection) -> list[Any]:
+            found: list[Any] = await connection.fetch(sql)
+            return found
+
+        return await self._pool.read(fetch)
 
     async def _satisfying(self, answer: A, read: Callable[[], Awaitable[A]]) -> A:
         connector = self._pool.connector

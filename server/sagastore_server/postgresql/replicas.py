@@ -107,6 +107,11 @@ class Replicas:
         tasks, self._tasks = self._tasks, []
         await asyncio.gather(*(task.stop() for task in tasks))
 
+    @property
+    def are_used(self) -> bool:
+        """Whether there are replicas, in rotation or not."""
+        return bool(self._replicas)
+
     def loads(self) -> tuple[ReplicaLoad, ...]:
         """Return the states of the replicas; unknown while they are not watched."""
         now = time.monotonic()
