@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
 from sagastore_server import __version__
-from sagastore_server.banner import Credentials, banner
+from sagastore_server.banner import Serving, announce
 from sagastore_server.config.address import Address
 from sagastore_server.config.secrets import secrets_of
 from sagastore_server.config.settings import OFF, Settings, default_sqlite
@@ -46,7 +47,7 @@ from sagastore_server.telemetry.audit_writer import (
 )
 from sagastore_server.telemetry.log_text import literals
 from sagastore_server.telemetry.readiness import Readiness
-from sagastore_server.telemetry.setup import Sources, Telemetry, TelemetryError
+from sagastore_server.telemetry.setup import Publish, Sources, Telemetry, TelemetryError
 
 _PROGRESS_INTERVAL = 2.0
 """Seconds between two log lines about the same long operation."""
@@ -65,15 +66,34 @@ class StartupError(ServerError):
     """The server cannot start with these settings."""
 
 
-async def serve(settings: Settings, say: Callable[[str], None]) -> None:
+class Process(NamedTuple):
+    """How this process runs; by default it is the whole server."""
+
+    signals: Callable[[], StopSignals] = StopSignals
+    """Installs what asks this process to stop."""
+    publish: Publish | None = None
+    """Receives metrics and readiness in place of an ops port."""
+    announce: Callable[[Serving], None] | None = None
+    """Receives the state once calls are accepted, in place of the log and the banner."""
+    shares_port: bool = False
+    """Whether other processes of this service listen on the same port."""
+
+
+async def serve(
+    settings: Settings,
+    say: Callable[[str], None],
+    process: Process = Process(),  # noqa: B008 - immutable
+) -> None:
     """Serve until a stop signal arrives, then drain.
 
     The port is bound before the store is opened, so that health checks are answered
-    (NOT_SERVING) while a large file is being opened.
+    (NOT_SERVING) while a large file is being opened. A shared port is bound after that, because
+    meanwhile another process answers on it.
 
     Args:
         settings: Settings of the server.
         say: Prints the banner.
+        process: How this process runs.
 
     Raises:
         ServerError: The server cannot start, or a background task that it needs has failed.
@@ -83,23 +103,30 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
     security = _security(settings)
     _create_default_folder(settings)
     async with (
-        _telemetry(settings) as telemetry,
+        _telemetry(settings, process.publish) as telemetry,
         _audit_trail(settings, telemetry) as audit,
         _supervisor(telemetry) as supervisor,
         _fatal_failure(supervisor) as fatal,
         Notifier(supervisor=supervisor) as systemd,
     ):
-        server, service = _components(settings, security, telemetry, supervisor, audit)
-        signals = StopSignals()
-        address = await _listen(server, settings.address)
+        server, service = _components(
+            settings, security, telemetry, supervisor, audit=audit, process=process
+        )
+        signals = process.signals()
+        address = settings.address
+        if not process.shares_port:
+            address = await _listen(server, address)
         sources = _sources(settings, server, service, security)
         telemetry.begin(sources._replace(audit_lost=lambda: audit.lost), supervisor)
         try:
             async with security.watched(supervisor):
                 if await _open(service.backend, signals, fatal):
+                    if process.shares_port:
+                        await _listen(server, address)
                     await server.start_accepting()
                     telemetry.opened()
-                    await _announce(service, address, settings, telemetry, say)
+                    state = await _state(service, address, telemetry)
+                    (process.announce or partial(announce, settings=settings, say=say))(state)
                     systemd.ready(f"serving {service.place()} on {address}")
                     watch = _StoreWatch(service, server, telemetry.readiness)
                     watching = supervisor.start("store-watch", watch.run)
@@ -129,12 +156,14 @@ def _components(
     security: SecuritySetup,
     telemetry: Telemetry,
     supervisor: Supervisor,
+    *,
     audit: AuditTrail,
+    process: Process,
 ) -> tuple[RpcServer, _Service]:
     service = _service(settings, telemetry, supervisor)
     service.backend.observe(telemetry.instruments.group_committed)
     options = _server_options(settings, security, telemetry, supervisor)
-    options = options._replace(audit=audit)
+    options = options._replace(audit=audit, shares_port=process.shares_port)
     return RpcServer(service.backend, service.control, options), service
 
 
@@ -236,9 +265,9 @@ def _security(settings: Settings) -> SecuritySetup:
 
 
 @asynccontextmanager
-async def _telemetry(settings: Settings) -> AsyncIterator[Telemetry]:
+async def _telemetry(settings: Settings, publish: Publish | None) -> AsyncIterator[Telemetry]:
     try:
-        telemetry = Telemetry(settings, __version__, METHODS)
+        telemetry = Telemetry(settings, __version__, METHODS, publish)
     except TelemetryError as exc:
         raise StartupError(str(exc)) from exc
     try:
@@ -431,31 +460,10 @@ async def _until_stopped(
     raise ServerError("gRPC stopped unexpectedly; restart the server")
 
 
-async def _announce(
-    service: _Service,
-    address: Address,
-    settings: Settings,
-    telemetry: Telemetry,
-    say: Callable[[str], None],
-) -> None:
+async def _state(service: _Service, address: Address, telemetry: Telemetry) -> Serving:
     messages = (await service.backend.health()).messages
-    place = service.place()
     quarantined = await _quarantined(service.backend)
-    _log.info(
-        "serving",
-        address=str(address),
-        ops=OFF if telemetry.address is None else str(telemetry.address),
-        version=__version__,
-        store=place,
-        messages=messages,
-        quarantined=quarantined,
-    )
-    credentials = Credentials(
-        tls=settings.tls_cert,
-        certificate=settings.tls_client_ca is not None,
-        access=settings.access,
-    )
-    say(banner(__version__, address, place, messages, quarantined, credentials=credentials))
+    return Serving(__version__, address, telemetry.address, service.place(), messages, quarantined)
 
 
 async def _quarantined(backend: StorageBackend) -> int:
