@@ -14,6 +14,7 @@ Names, types and descriptions stay the same:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -121,5 +122,5 @@ def _add(found: dict[_Key, Sample], metric: Metric) -> None:
 
 def _combination(metric: Metric) -> Callable[[float, float], float]:
     if metric.type in _ADDED or metric.name in _SUMMED:
-        return float.__add__
+        return operator.add
     return min if metric.name in _LEAST else max

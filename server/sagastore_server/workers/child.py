@@ -83,6 +83,11 @@ class Control:
         """Report these from now on."""
         self._readiness, self._registry = readiness, registry
 
+    def announce(self, serving: Serving) -> None:
+        """Report that this worker accepts calls."""
+        self.report(measure=False)  # First, because its state is ready now.
+        self.send(serving)
+
     def send(self, message: Serving | Report | Failed) -> None:
         """Send a message, unless the supervising process has ended."""
         with contextlib.suppress(OSError):
@@ -154,7 +159,7 @@ def main(descriptor: int) -> None:
     # Imported here, because gRPC reads the environment when it is imported.
     from sagastore_server import app  # noqa: PLC0415
 
-    process = app.Process(control.signals, control.publish, control.send, shares_port=True)
+    process = app.Process(control.signals, control.publish, control.announce, shares_port=True)
     try:
         event_loop.run(app.serve(settings, _say_nothing, process))
     except (app.ServerError, CannotOpenError) as exc:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from typing import NamedTuple
 
 import structlog
@@ -194,7 +194,8 @@ def _refresh(fleet: Fleet) -> Refresh:
 
     async def refresh() -> None:
         measuring = asyncio.run_coroutine_threadsafe(fleet.measure(), loop)
-        await asyncio.wait({asyncio.wrap_future(measuring)}, timeout=_REFRESH_SECONDS)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.wrap_future(measuring), _REFRESH_SECONDS)
 
     return refresh
 
