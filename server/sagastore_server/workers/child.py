@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import os
+import signal
 import socket
 import sys
 import threading
@@ -23,6 +25,9 @@ from sagastore_server.workers.channel import Assignment, BlockingChannel, Failed
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+
+_PR_SET_PDEATHSIG = 1
+"""Operation of ``prctl`` in Linux's ``linux/prctl.h``."""
 
 _ORPHAN_SECONDS = 5.0
 """Seconds from the end of the supervising process until a worker that hangs ends itself. A worker
@@ -145,6 +150,7 @@ class _RelayedLog(io.TextIOWrapper):
 
 def main(descriptor: int) -> None:
     """Serve as a worker whose control channel is the file descriptor ``descriptor``."""
+    _end_with_parent()
     channel = BlockingChannel(socket.socket(fileno=descriptor))
     assignment = channel.receive()
     if not isinstance(assignment, Assignment):
@@ -167,6 +173,16 @@ def main(descriptor: int) -> None:
         raise SystemExit(1) from None
     finally:
         control.report(measure=True)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when the supervising process has ended.
+
+    Also while it hangs or is stopped, because the next supervising process needs the port. Where
+    this is not permitted, the closed channel ends the worker.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _adopt(environment: Mapping[str, str]) -> None:
