@@ -73,4 +73,4 @@ def test_parts_of_all_workers_never_exceed_a_limit(
 )
 def test_settings_that_do_not_fit_are_refused(others: dict[str, str], problem: str) -> None:
     with pytest.raises(SettingsError, match=problem):
-        load(workers="4", **others)
+        load(None, workers="4", **others)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,16 +13,6 @@ from tests.telemetry.ops import ON
 from tests.workers.service import Service
 
 ServiceFactory = Callable[..., Service]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests of this folder where there are no workers."""
-    here = Path(__file__).parent
-    if sys.platform.startswith("linux"):
-        return
-    for item in items:
-        if item.path.is_relative_to(here):
-            item.add_marker(pytest.mark.skip(reason="workers need Linux"))
 
 
 @pytest.fixture

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 
 import pytest
 
 from sagastore_server.config.address import Address
 from sagastore_server.workers.port import PortError, SharedPort
 from tests.support.ports import has_ipv6
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers need Linux")
 
 LOCAL = Address("127.0.0.1", 0)
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from tests.support.rpc_errors import refusal_of
 from tests.support.waiting import eventually, until
 from tests.workers.conftest import ServiceFactory
 from tests.workers.service import arguments_and_environment, is_running
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers need Linux")
 
 _SAVES = 'grpc_server_call_started_total{grpc_method="sagastore.v1.StorageService/Save"}'
 _SECRET = "a-password-in-the-environment"
@@ -127,9 +130,11 @@ def test_drain_completes_streams_of_all_workers(service: ServiceFactory) -> None
 
 
 def _drains(channel: grpc.Channel) -> bool:
-    request = storage_pb2.SaveRequest(message=message())
-    call = StorageServiceStub(channel).Save.future(request)
-    return call.exception() is not None and refusal_of(call).reason == "SERVER_DRAINING"
+    try:
+        StorageServiceStub(channel).Save(storage_pb2.SaveRequest(message=message()))
+    except grpc.RpcError as exc:
+        return refusal_of(exc).reason == "SERVER_DRAINING"
+    return False
 
 
 def test_limits_hold_for_all_workers_and_their_replacements(service: ServiceFactory) -> None:
