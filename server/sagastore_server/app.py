@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
 from sagastore_server import __version__
+from sagastore_server.banner import Serving, announce
 from sagastore_server.config.address import Address
 from sagastore_server.config.secrets import secrets_of
 from sagastore_server.config.settings import OFF, Settings, default_sqlite
@@ -33,7 +33,7 @@ from sagastore_server.runtime.signals import StopSignals
 from sagastore_server.runtime.supervisor import Failure, Supervisor, awaited
 from sagastore_server.runtime.systemd import Notifier
 from sagastore_server.security.setup import SecuritySetup, SecuritySetupError
-from sagastore_server.serving import Advertised, Service, Serving
+from sagastore_server.serving import Advertised, Service, Startup
 from sagastore_server.sqlite.archived_store_guard import store_id_of
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.backup.record import read_record
@@ -46,11 +46,9 @@ from sagastore_server.telemetry.audit_writer import (
     StreamDestination,
 )
 from sagastore_server.telemetry.log_text import literals
-from sagastore_server.telemetry.readiness import Readiness, not_forwarding
-from sagastore_server.telemetry.setup import Sources, Telemetry, TelemetryError
-
-_PROGRESS_INTERVAL = 2.0
-"""Seconds between two log lines about the same long operation."""
+from sagastore_server.telemetry.readiness import not_forwarding
+from sagastore_server.telemetry.setup import Publish, Sources, Telemetry, TelemetryError
+from sagastore_server.telemetry.startup_progress import StartupProgress
 
 _log = structlog.get_logger(__name__)
 
@@ -63,15 +61,34 @@ class StartupError(ServerError):
     """The server cannot start with these settings."""
 
 
-async def serve(settings: Settings, say: Callable[[str], None]) -> None:
+class Process(NamedTuple):
+    """How this process runs; by default it is the whole server."""
+
+    signals: Callable[[], StopSignals] = StopSignals
+    """Installs what asks this process to stop."""
+    publish: Publish | None = None
+    """Receives metrics and readiness in place of an ops port."""
+    announce: Callable[[Serving], None] | None = None
+    """Receives the state once calls are accepted, in place of the log and the banner."""
+    shares_port: bool = False
+    """Whether other processes of this service listen on the same port."""
+
+
+async def serve(
+    settings: Settings,
+    say: Callable[[str], None],
+    process: Process = Process(),  # noqa: B008 - immutable
+) -> None:
     """Serve until a stop signal arrives, then drain.
 
     The port is bound before the store is opened, so that health checks are answered
-    (NOT_SERVING) while a large file is being opened.
+    (NOT_SERVING) while a large file is being opened. A shared port is bound after that, because
+    meanwhile another process answers on it.
 
     Args:
         settings: Settings of the server.
         say: Prints the banner.
+        process: How this process runs.
 
     Raises:
         ServerError: The server cannot start, or a background task that it needs has failed.
@@ -81,7 +98,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
     security = _security(settings)
     _create_default_folder(settings)
     async with (
-        _telemetry(settings) as telemetry,
+        _telemetry(settings, process.publish) as telemetry,
         _audit_trail(settings, telemetry) as audit,
         _supervisor(telemetry) as supervisor,
         _fatal_failure(supervisor) as fatal,
@@ -89,22 +106,39 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
     ):
         advertised = Advertised(settings)
         server, service = _components(
-            settings, security, telemetry, supervisor, audit, advertised=advertised
+            settings,
+            security,
+            telemetry,
+            supervisor,
+            audit=audit,
+            advertised=advertised,
+            process=process,
         )
-        signals = StopSignals()
-        address = advertised.address = await _listen(server, settings.address)
+        signals = process.signals()
+        listen = partial(_listen, server, settings.address)
+        if not process.shares_port:
+            advertised.address = await listen()
         sources = _sources(settings, server, service, security)
         telemetry.begin(sources._replace(audit_lost=lambda: audit.lost), supervisor)
         try:
             async with security.watched(supervisor):
-                serving = Serving(
-                    settings, server, service, telemetry, supervisor, systemd, address, say
+                startup = Startup(
+                    settings,
+                    server,
+                    service,
+                    telemetry,
+                    supervisor,
+                    systemd,
+                    advertised.address,
+                    process.announce or partial(announce, settings=settings, say=say),
+                    say,
+                    listen if process.shares_port else None,
                 )
                 try:
-                    if await _unless_stopped(serving.start(), signals, fatal):
+                    if await _unless_stopped(startup.start(), signals, fatal):
                         await _until_stopped(signals, server, fatal)
                 finally:
-                    await serving.stop()
+                    await startup.stop()
                 systemd.stopping(settings.drain_seconds)
                 telemetry.draining(settings.drain_seconds, lambda: server.calls_in_progress)
                 await _drain(server, settings.drain_seconds, signals)
@@ -127,9 +161,10 @@ def _components(
     security: SecuritySetup,
     telemetry: Telemetry,
     supervisor: Supervisor,
-    audit: AuditTrail,
     *,
+    audit: AuditTrail,
     advertised: Callable[[], str],
+    process: Process,
 ) -> tuple[RpcServer, Service]:
     forwarding = None
     if settings.forward:
@@ -140,7 +175,12 @@ def _components(
     )
     service.backend.observe(telemetry.instruments.group_committed)
     options = _server_options(settings, security, telemetry, supervisor)
-    options = options._replace(audit=audit, forwarding=forwarding, store_id=service.store_id)
+    options = options._replace(
+        audit=audit,
+        forwarding=forwarding,
+        store_id=service.store_id,
+        shares_port=process.shares_port,
+    )
     return RpcServer(service.backend, service.control, options), service
 
 
@@ -153,7 +193,7 @@ def _service(
     advertised: Callable[[], str],
 ) -> Service:
     if settings.postgres is None:
-        progress = _StartupProgress(telemetry.readiness)
+        progress = StartupProgress(telemetry.readiness)
         sqlite = SQLiteStorage(settings.sqlite, progress, supervisor, tracer=telemetry.tracer)
         control = SingleStore(sqlite, Phase.SQLITE_ONLY)
         return Service(
@@ -217,7 +257,7 @@ def _service_with_postgresql(
             lambda: postgresql.migrated_from,
             forwarder,
         )
-    progress = _StartupProgress(telemetry.readiness)
+    progress = StartupProgress(telemetry.readiness)
     source = SQLiteSource(settings.sqlite, progress, supervisor, tracer=tracer)
     migrating = MigratingService(
         source,
@@ -279,9 +319,9 @@ def _security(settings: Settings) -> SecuritySetup:
 
 
 @asynccontextmanager
-async def _telemetry(settings: Settings) -> AsyncIterator[Telemetry]:
+async def _telemetry(settings: Settings, publish: Publish | None) -> AsyncIterator[Telemetry]:
     try:
-        telemetry = Telemetry(settings, __version__, METHODS)
+        telemetry = Telemetry(settings, __version__, METHODS, publish)
     except TelemetryError as exc:
         raise StartupError(str(exc)) from exc
     try:
@@ -346,21 +386,6 @@ def _raise_if_fatal(fatal: asyncio.Task[Failure]) -> None:
             f"background task {failure.task} failed: {failure.error}; see the log, then restart "
             "the server"
         )
-
-
-class _StartupProgress:
-    """Reports the progress of long operations to readiness, and logs it every few seconds."""
-
-    def __init__(self, readiness: Readiness) -> None:
-        self._readiness = readiness
-        self._next = time.monotonic() + _PROGRESS_INTERVAL
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        self._readiness.progress(what, done, total)
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + _PROGRESS_INTERVAL
-            _log.info("opening", work=what, rows=done, of=total)
 
 
 def _create_default_folder(settings: Settings) -> None:

@@ -1,22 +1,41 @@
-"""Start banner: address, store and first commands, for the terminal."""
+"""Announcement that the server accepts calls: log line, and start banner for the terminal."""
 
 from __future__ import annotations
 
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import structlog
+
 from sagastore.commandline.text import counted
 from sagastore_server.config.address import Address
-from sagastore_server.config.settings import DEFAULT_LISTEN
+from sagastore_server.config.settings import DEFAULT_LISTEN, OFF, Settings
 from sagastore_server.security.certificate_names import certificate_names
 
 _LOCAL = "localhost"
 _APPLIED_AFTER = 2
 """Seconds after which the server has read a changed access file: it looks once a second."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Serving(NamedTuple):
+    """State of a server that has begun to accept calls."""
+
+    version: str
+    address: Address
+    ops: Address | None
+    """Address of the ops port; None if there is none."""
+    store: str
+    """Location of the messages, for display."""
+    messages: int
+    """-1 if unknown."""
+    quarantined: int
+    """Rows in quarantine."""
 
 
 class Credentials(NamedTuple):
@@ -30,32 +49,52 @@ class Credentials(NamedTuple):
     """The access file; None: every caller is allowed to do everything."""
 
 
-def banner(
-    version: str,
-    address: Address,
-    store: str,
-    messages: int,
-    quarantined: int,
-    *,
-    credentials: Credentials,
-) -> str:
+def announce(serving: Serving, settings: Settings, say: Callable[[str], None]) -> None:
+    """Log that the server accepts calls, and print the banner with ``say``."""
+    _log.info(
+        "serving",
+        address=str(serving.address),
+        ops=OFF if serving.ops is None else str(serving.ops),
+        version=serving.version,
+        store=serving.store,
+        messages=serving.messages,
+        quarantined=serving.quarantined,
+        **({"workers": settings.workers} if settings.workers > 1 else {}),
+    )
+    say(banner_of(serving, settings))
+
+
+def banner_of(serving: Serving, settings: Settings) -> str:
+    """Return the banner of a server with these settings."""
+    credentials = Credentials(
+        tls=settings.tls_cert,
+        certificate=settings.tls_client_ca is not None,
+        access=settings.access,
+    )
+    return banner(serving, credentials, settings.workers)
+
+
+def banner(serving: Serving, credentials: Credentials, workers: int = 1) -> str:
     """Return the lines that ``serve`` prints once the server accepts calls.
 
     The commands can be pasted into a shell on this machine, also of a server with TLS and an
-    access file: the lines before them set the environment. ``messages`` is -1 if unknown.
+    access file: the lines before them set the environment.
     """
+    address, quarantined = serving.address, serving.quarantined
     command = _command("sagastore")
     target = _reachable(address)
     if str(address) != DEFAULT_LISTEN:
         command += f" --target {target}"
     lines = [
-        f"SagaStore {version} is serving on {address}",
-        f"  store     {store}",
+        f"SagaStore {serving.version} is serving on {address}",
+        f"  store     {serving.store}",
     ]
+    if workers > 1:
+        lines.append(f"  workers   {workers}")
     if needed := _needed(credentials):
         lines.append(f"  clients   need {needed}; see docs/how-to/security.md")
-    if messages >= 0:
-        lines.append(f"  messages  {messages:,}")
+    if serving.messages >= 0:
+        lines.append(f"  messages  {serving.messages:,}")
     if quarantined:
         lines.append(f"  in quarantine: {counted(quarantined, 'row')}")
     # Only administrators see the quarantine.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -12,9 +12,9 @@ from typing import NamedTuple
 import structlog
 
 from sagastore_server import __version__
-from sagastore_server.banner import Credentials, banner
+from sagastore_server.banner import Serving, banner_of
 from sagastore_server.config.address import Address
-from sagastore_server.config.settings import OFF, Settings
+from sagastore_server.config.settings import Settings
 from sagastore_server.forwarder import Forwarder
 from sagastore_server.rpc.server import RpcServer
 from sagastore_server.runtime.supervisor import Policy, SupervisedTask, Supervisor
@@ -73,7 +73,7 @@ class Advertised:
 
 
 @dataclass
-class Serving:
+class Startup:
     """A server that listens, and what it needs to serve."""
 
     settings: Settings
@@ -83,8 +83,12 @@ class Serving:
     supervisor: Supervisor
     systemd: Notifier
     address: Address
+    announce: Callable[[Serving], None]
+    """Receives the state once calls are accepted."""
     say: Callable[[str], None]
-    """Prints the banner."""
+    """Prints the banner of a forwarder."""
+    listen: Callable[[], Awaitable[object]] | None = None
+    """Binds a port that other processes share, once the store is open; None: it is bound."""
     tasks: list[SupervisedTask] = field(default_factory=list)
 
     async def start(self) -> None:
@@ -101,6 +105,8 @@ class Serving:
                 await self._forward(forwarder)
                 return
         await self.service.backend.open()
+        if self.listen is not None:
+            await self.listen()
         await self._serve()
 
     async def stop(self) -> None:
@@ -111,7 +117,7 @@ class Serving:
         service, telemetry = self.service, self.telemetry
         self.server.serve_here()
         telemetry.opened()
-        await self._announce()
+        self.announce(await self._state())
         self.systemd.ready(f"serving {service.place()} on {self.address}")
         watch = StoreWatch(
             service.backend.health,
@@ -129,7 +135,7 @@ class Serving:
         self.telemetry.readiness.opened()
         where = f"forwarded until {self.service.place()} is the only store"
         _log.info("forwarding starts", address=str(self.address), version=__version__, store=where)
-        self._print_banner(where, -1, 0)
+        self.say(banner_of(self._serving(where, -1, 0), self.settings))
         self.systemd.ready(f"{where}, on {self.address}")
         report = partial(forwarder.report, self.server.set_forwarding_health)
         following = start("forwarder", forwarder.follow)
@@ -157,32 +163,14 @@ class Serving:
 
     # ------------------------------------------------------------------ announcing
 
-    async def _announce(self) -> None:
-        messages = (await self.service.backend.health()).messages
-        place = self.service.place()
-        quarantined = await _quarantined(self.service.backend)
-        ops = self.telemetry.address
-        _log.info(
-            "serving",
-            address=str(self.address),
-            ops=OFF if ops is None else str(ops),
-            version=__version__,
-            store=place,
-            messages=messages,
-            quarantined=quarantined,
-        )
-        self._print_banner(place, messages, quarantined)
+    async def _state(self) -> Serving:
+        backend = self.service.backend
+        messages = (await backend.health()).messages
+        return self._serving(self.service.place(), messages, await _quarantined(backend))
 
-    def _print_banner(self, place: str, messages: int, quarantined: int) -> None:
-        settings = self.settings
-        credentials = Credentials(
-            tls=settings.tls_cert,
-            certificate=settings.tls_client_ca is not None,
-            access=settings.access,
-        )
-        self.say(
-            banner(__version__, self.address, place, messages, quarantined, credentials=credentials)
-        )
+    def _serving(self, store: str, messages: int, quarantined: int) -> Serving:
+        ops = self.telemetry.address
+        return Serving(__version__, self.address, ops, store, messages, quarantined)
 
 
 async def _quarantined(backend: StorageBackend) -> int:

@@ -2,55 +2,22 @@
 
 from __future__ import annotations
 
-import queue
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from sagastore.v1 import message_pb2, storage_pb2
+from sagastore.v1 import storage_pb2
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
 from tests.conftest import ServerFactory
 from tests.support.messages import batch, message
+from tests.support.open_stream import OpenStream
 from tests.support.rpc_errors import refused
 from tests.support.server_process import ServerProcess
-
-
-class OpenStream:
-    """A BulkSave stream that is written and read batch by batch."""
-
-    def __init__(self, storage: StorageServiceStub) -> None:
-        self._batches: queue.SimpleQueue[storage_pb2.BulkSaveRequest | None] = queue.SimpleQueue()
-        self._answers = iter(storage.BulkSave(self._requests()))
-        self._sent = 0
-
-    def store(self, one: message_pb2.Message) -> None:
-        """Send a batch of one message and wait until it is acknowledged."""
-        self._sent += 1
-        self._batches.put(batch(self._sent, one))
-        answer = next(self._answers)
-        assert (answer.sequence, answer.saved) == (self._sent, 1)
-
-    def finish(self) -> None:
-        """Close the request stream, and expect the stream to end with OK."""
-        self._batches.put(None)
-        assert list(self._answers) == []
-
-    def next_answer(self) -> storage_pb2.BulkSaveResponse:
-        """Expect the stream to end with an error."""
-        try:
-            return next(self._answers)
-        finally:
-            self._batches.put(None)
-
-    def _requests(self) -> Iterator[storage_pb2.BulkSaveRequest]:
-        while (request := self._batches.get()) is not None:
-            yield request
 
 
 def stored(server: ServerProcess, *ids: str) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.ports import ReservedPort
-from tests.support.postgres import _as_other, _children, _give_away, _programs
+from tests.support.postgres import _as_other, _children, _programs, give_away
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +155,7 @@ class PatroniCluster:
         folders = [self._folder / "etcd", *(node.folder for node in self.nodes.values())]
         for folder in folders:
             folder.mkdir()
-            _give_away(folder)
+            give_away(folder)
         # Only a test needs this: sockets in the folder of the node, not in /tmp. pg_rewind copies
         # the data directory, so they must not be there. Patroni merges the files of a folder.
         self._settings = self._folder / "settings"

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 
@@ -68,7 +68,7 @@ class ServerProcess:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> ServerProcess:
+    def start(self) -> Self:
         """Start the process and wait until it serves."""
         self.spawn()
         serving = self.wait_for_event("serving")
@@ -145,7 +145,7 @@ class ServerProcess:
         self._process.kill()
         self.wait()
 
-    def restart(self) -> ServerProcess:
+    def restart(self) -> Self:
         """Stop the process if it runs, and restart it on the same file and port."""
         if self.alive:
             self.terminate()

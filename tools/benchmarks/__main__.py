@@ -30,6 +30,7 @@ from tools.benchmarks import (
     report,
     scale,
     searches,
+    workers,
 )
 from tools.benchmarks.harness import QUICK, Bench, CallsFailedError, Sizes
 from tools.benchmarks.load import LoadError
@@ -44,6 +45,7 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "save-dual": calls.save_dual,
     "get-sqlite": calls.get_sqlite,
     "get-postgres": calls.get_postgres,
+    "workers": workers.workers,
     "bulk-sqlite": bulk.bulk_sqlite,
     "bulk-postgres": bulk.bulk_postgres,
     "pgloader": migrations.against_pgloader,

@@ -55,14 +55,16 @@ def program(module: str, *options: str) -> Iterator[Served]:
 
 
 @contextmanager
-def ours(sqlite: Path | None = None, postgres: str | None = None) -> Iterator[ServerProcess]:
-    """Run SagaStore with its defaults, on one store or on both."""
+def ours(
+    sqlite: Path | None = None, postgres: str | None = None, options: tuple[str, ...] = ()
+) -> Iterator[ServerProcess]:
+    """Run SagaStore with its defaults and ``options``, on one store or on both."""
     if sqlite is None:
         # The file is never created: its folder is the home of the process.
-        server = ServerProcess(ROOT / "build" / "none.db", postgres=postgres)
+        server = ServerProcess(ROOT / "build" / "none.db", *options, postgres=postgres)
     else:
         env = {} if postgres is None else {"SAGASTORE_POSTGRES": postgres}
-        server = ServerProcess(sqlite, env=env)
+        server = ServerProcess(sqlite, *options, env=env)
     try:
         yield server.start()
         if server.alive:

@@ -81,7 +81,13 @@ def serve(
         logs.capture_unhandled()
         for problem in settings_check.advice(given):
             structlog.get_logger(__name__).warning("setting", problem=str(problem))
-        event_loop.run(app.serve(chosen, _say_nothing if as_json else _print))
+        say = _say_nothing if as_json else _print
+        if chosen.workers > 1:
+            from sagastore_server.workers import serve as workers
+
+            event_loop.run(workers.serve(chosen, say))
+        else:
+            event_loop.run(app.serve(chosen, say))
     except settings.SettingsError as exc:
         check_usage(exc)
         fail(str(exc))

@@ -13,6 +13,7 @@ import platformdirs
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from sagastore_server.config import worker_share
 from sagastore_server.config.address import Address
 from sagastore_server.config.sources import (
     ENV_PREFIX,
@@ -89,6 +90,9 @@ class Settings(BaseSettings):
     """Accept connections from other machines without encryption or authentication."""
     drain_seconds: Seconds = Field(default=30.0, ge=0, le=3600)
     """Time for calls in progress after SIGTERM or Ctrl+C, in seconds."""
+    workers: Count = Field(default=1, ge=1, le=64)
+    """Processes that serve the address, each on about one core; more than 1 needs ``postgres``
+    without ``sqlite``, and Linux. Each enforces an equal part of every limit."""
     sqlite: File = Field(default_factory=default_sqlite)
     """The SQLite file; created if it does not exist. A legacy memory.db is imported."""
     postgres: Dsn | None = None
@@ -100,7 +104,7 @@ class Settings(BaseSettings):
     postgres_pool_max: Count = Field(default=20, ge=2, le=1000)
     """Largest size of the connection pool of PostgreSQL."""
     postgres_writers: Count = Field(default=2, ge=1, le=64)
-    """Concurrent write transactions on PostgreSQL."""
+    """Concurrent write transactions on PostgreSQL, of each of the ``workers``."""
     postgres_acquire_timeout: Seconds = Field(default=5.0, gt=0, le=3600)
     """Time limit for acquiring a connection, in seconds."""
     postgres_statement_timeout: Seconds = Field(default=15.0, gt=0, le=3600)
@@ -225,6 +229,7 @@ class Settings(BaseSettings):
                 f"postgres_pool_max ({self.postgres_pool_max})"
             )
             yield f"postgres_pool_{which}", problem
+        yield from worker_share.misfits(self)
 
     def _forwarding_misfits(self) -> Iterator[tuple[str, str]]:
         if self.forward and self.postgres is None:

@@ -82,7 +82,7 @@ def _streams_per_connection(limits: Limits) -> int:
     return max(_STREAMS_PER_CONNECTION, 2 * (limits.max_calls + limits.max_streams))
 
 
-def _channel_options(limits: Limits) -> tuple[tuple[str, int], ...]:
+def _channel_options(limits: Limits, *, shares_port: bool = False) -> tuple[tuple[str, int], ...]:
     options: tuple[tuple[str, int], ...] = (
         ("grpc.max_receive_message_length", limits.max_request_bytes),
         # Responses are bounded by their content (storage.limits, MAX_BATCH_GET_BYTES). A second
@@ -92,8 +92,6 @@ def _channel_options(limits: Limits) -> tuple[tuple[str, int], ...]:
         ("grpc.compression_enabled_algorithms_bitset", -1 if limits.request_compression else 1),
         # Without it, a stream's initial window grows, and unread requests with it.
         ("grpc.http2.bdp_probe", 0),
-        # A second server on the port must fail to start instead of sharing its calls.
-        ("grpc.so_reuseport", 0),
         # Detect dead peers within 80 s, and allow clients to ping every 10 s, also when idle.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
@@ -112,7 +110,12 @@ def _channel_options(limits: Limits) -> tuple[tuple[str, int], ...]:
         ("grpc.server.max_pending_requests", _MAX_PENDING),
         ("grpc.server.max_pending_requests_hard_limit", 2 * _MAX_PENDING),
     )
-    options = (*options, ("grpc.max_connection_idle_ms", _CONNECTION_IDLE_MS))
+    options = (
+        *options,
+        ("grpc.max_connection_idle_ms", _CONNECTION_IDLE_MS),
+        # By default gRPC shares its port. A second server on the port must fail to start instead.
+        ("grpc.so_reuseport", int(shares_port)),
+    )
     if not limits.connection_age:
         return options
     return (
@@ -148,6 +151,8 @@ class ServerOptions(NamedTuple):
     """Forwards calls until `serve_here`; None: this server answers calls from the start."""
     store_id: Callable[[], str] = str
     """Returns the identity of the store, once it is open; an empty string: not known."""
+    shares_port: bool = False
+    """Whether other processes of this service listen on the same port."""
 
 
 class CannotListenError(Exception):
@@ -180,7 +185,9 @@ class RpcServer:
         self._health = Health(_HEALTH_NAMES)
         # One process: it is for batches, and a second one would compete with the event loop.
         self._worker_pool = WorkerPool(1)
-        self._server, call_counts = create_server(_channel_options(limits))
+        self._server, call_counts = create_server(
+            _channel_options(limits, shares_port=options.shares_port)
+        )
         forwarded_calls = ForwardedCalls(self._store_id, self._is_forwarding)
         health = health_admission(limits, forwarded_calls)
         shedder = LoadShedder(

@@ -19,6 +19,7 @@ class StopSignals:
         """Install the handlers. Needs the running event loop, in the main thread."""
         self.first = asyncio.Event()
         self.second = asyncio.Event()
+        self._received = 0
         self._loop = asyncio.get_running_loop()
         self._numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
         for number in self._numbers:
@@ -31,11 +32,12 @@ class StopSignals:
             signal.signal(number, lambda *_: self._loop.call_soon_threadsafe(self._on_signal))
 
     def _on_signal(self) -> None:
-        if not self.first.is_set():
-            self.first.set()
-            return
-        self.second.set()
-        self._restore()
+        # Counted here: a subclass may set the events for other reasons.
+        self._received += 1
+        self.first.set()
+        if self._received > 1:
+            self.second.set()
+            self._restore()
 
     def _restore(self) -> None:
         for number in self._numbers:

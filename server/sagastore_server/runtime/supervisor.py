@@ -3,8 +3,8 @@
 A background task has a name and a policy for its failure. `RESTART` runs it again after a pause
 that doubles from `first_pause` to `longest_pause`; `FATAL` ends the server. Each failure is
 
-* logged once with its traceback; repetitions of the same error, and errors of the storage contract
-  (a full disk, an unreachable store), are logged without it;
+* logged once with its traceback; repetitions of the same error, errors of the storage contract
+  (a full disk, an unreachable store) and a `TaskError` are logged without it;
 * counted in `sagastore_task_failures_total`;
 * visible in `failing`, which readiness reports, until the task has run for `HEALTHY_AFTER`.
 
@@ -31,7 +31,12 @@ HEALTHY_AFTER = 60.0
 """Seconds that a restarted task runs until its last failure is forgotten. Twice the longest
 pause, so that a task that fails at once is reported without interruption."""
 
-_SHOWN = (OSError, StorageError)
+
+class TaskError(Exception):
+    """A failure that is no defect of the task. The text is one line for the public."""
+
+
+_SHOWN = (OSError, StorageError, TaskError)
 """Errors whose text readiness reports, to clients without authentication. Other texts may quote a
 value, such as the content of a message; only the log has them."""
 
@@ -158,7 +163,7 @@ class Supervisor:
         _log.error(
             "background task %s failed (%s, failure %d): %s",
             *(task.name, policy.value, failure.failures, error),
-            exc_info=None if again or isinstance(exc, StorageError) else exc,
+            exc_info=None if again or isinstance(exc, StorageError | TaskError) else exc,
         )
         self._failures[task] = failure
         self._publish()

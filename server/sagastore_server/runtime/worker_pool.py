@@ -6,11 +6,8 @@ Both are pure Python, and one thread of a process runs Python at a time: a thous
 A worker process
 
 * starts when there is enough work to justify it, and never keeps a caller waiting for its start;
-* has only the variables of `_VARIABLES` in its environment, hence no tokens and no passwords, and
-  no open connection;
-* runs the modules of Python and of the server, whatever the working folder of the server
-  contains: Python is isolated (``-I -S``), works in the root folder, and searches its own library
-  before the folders in which the server found its modules;
+* has no secrets in its environment and no open connection, and runs no modules of the working
+  folder of the server (`isolated_python`); it works in the root folder;
 * ends with the server, even if that is killed with SIGKILL;
 * is replaced after it has died or hung; meanwhile a thread of the server does the work.
 
@@ -38,6 +35,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sagastore_server.runtime import isolated_python
+
 FEW = 50
 """Number of texts that are analysed in the calling thread, unless they are long."""
 
@@ -58,27 +57,6 @@ MiB (the default limit) of other than ASCII text, takes about ten."""
 
 _NICENESS = 5
 """Priority of the workers: below that of the server, which answers calls."""
-
-_VARIABLES = (
-    "PATH",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TZ",
-    # Where a Python that is not part of the system finds its libraries.
-    "LD_LIBRARY_PATH",
-    "DYLD_LIBRARY_PATH",
-    "SYSTEMROOT",
-)
-"""Environment variables of a worker. A list of what is secret could not be complete: PostgreSQL,
-OpenTelemetry and systemd have such variables too."""
-
-_START = (
-    "import sys; sys.path += sys.argv[2:]; "
-    f"from {__spec__.name} import main; main(int(sys.argv[1]))"
-)
-"""Program of a worker. Its arguments are the file descriptor of the pipe, and the folders in which
-the server finds modules. They come after the library of Python, of which they replace nothing."""
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -218,12 +196,12 @@ class _Worker:
         ours, theirs = multiprocessing.Pipe()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - no part of it is external input
-                _command(theirs.fileno()),
+                isolated_python.command(__spec__.name, theirs.fileno()),
                 cwd=Path(sys.executable).anchor,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                env=_environment(),
+                env=isolated_python.environment(),
             )
         self._pipe = ours
 
@@ -242,23 +220,6 @@ def _texts_in(arguments: Sequence[tuple[Any, ...]]) -> int:
     """Return the number of usual texts that take as long as ``arguments``."""
     size = sum(len(one) for each in arguments for one in each if isinstance(one, str | bytes))
     return len(arguments) + size // (SHORT // FEW)
-
-
-def _command(pipe: int) -> list[str]:
-    options = ["-I", "-S"]
-    # Isolation ignores the variables for these two.
-    if sys.dont_write_bytecode:
-        options.append("-B")
-    if sys.pycache_prefix:
-        options += ["-X", f"pycache_prefix={sys.pycache_prefix}"]
-    # The package first, so that a worker never runs another version of it.
-    package = str(Path(__file__).parents[2])
-    folders = [package, *(one for one in sys.path if Path(one).is_absolute())]
-    return [sys.executable, *options, "-c", _START, str(pipe), *folders]
-
-
-def _environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
 
 
 def _serve(pipe: Connection) -> None:

@@ -13,11 +13,13 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import structlog
+from filelock import lock_descriptor, unlock_descriptor
 
 from sagastore_server.runtime.file_rights import RightsError, refuse_other_users
 
@@ -35,6 +37,11 @@ _CHECK_SECONDS = 1.0
 """Seconds between two checks whether the file was replaced."""
 _CLOSE_SECONDS = 5.0
 """Seconds that `AuditWriter.close` waits for the remaining lines."""
+_LOCK_SECONDS = 1.0
+"""Seconds to wait for other processes that write to the file, which take milliseconds. After that,
+lines are written without the lock: they are whole all the same, unless the disk is full."""
+_LOCK_PAUSE = 0.005
+"""Seconds between two attempts to get the lock."""
 _ATOMIC = 4096
 """Bytes that a pipe accepts in one piece (POSIX: PIPE_BUF, 4096 on Linux)."""
 
@@ -87,7 +94,8 @@ class FileDestination:
     """A file that lines are appended to; created with mode 0600.
 
     If the file was moved or deleted, a new one is created within a second of the next line. So
-    programs that rotate logs need not notify the server.
+    programs that rotate logs need not notify the server. Several processes may write to one file:
+    each appends whole lines, and holds a lock meanwhile.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -111,7 +119,6 @@ class FileDestination:
                 "writable for the server, or choose another file, log or off (audit)"
             ) from exc
         self._identity = _identity(os.fstat(self._descriptor))
-        self._is_torn = _ends_within_line(self._descriptor)
         mode = stat.S_IMODE(os.fstat(self._descriptor).st_mode)
         if mode & 0o022:
             _log.warning("other users can change the audit file", file=str(path), do="chmod 600")
@@ -123,11 +130,10 @@ class FileDestination:
         if self._clock() >= self._next_check:
             self._reopen_if_replaced()
             self._next_check = self._clock() + _CHECK_SECONDS
-        # After a line that was written in part, for example to a full disk, or before a kill.
-        start = b"\n" if self._is_torn else b""
-        self._is_torn = True
-        _write_all(self._descriptor, start + lines)
-        self._is_torn = False
+        with _locked(self._descriptor):
+            # After a line that was written in part, for example to a full disk, or before a kill.
+            start = b"\n" if _ends_within_line(self._descriptor) else b""
+            _write_all(self._descriptor, start + lines)
 
     def close(self) -> None:
         """See the contract."""
@@ -141,7 +147,7 @@ class FileDestination:
             pass
         fresh = _open(self._path)
         os.close(self._descriptor)
-        self._descriptor, self._is_torn = fresh, _ends_within_line(fresh)
+        self._descriptor = fresh
         self._identity = _identity(os.fstat(fresh))
 
 
@@ -268,6 +274,24 @@ def _open(path: Path) -> int:
         os.close(descriptor)
         raise OSError(f"{path} is not a regular file")
     return descriptor
+
+
+@contextmanager
+def _locked(descriptor: int) -> Iterator[None]:
+    """Exclude other processes that write to the file, which they do for milliseconds."""
+    end = time.monotonic() + _LOCK_SECONDS
+    held = False
+    with suppress(OSError):  # The file system has no locks.
+        while not (held := lock_descriptor(descriptor, blocking=False)):
+            if time.monotonic() > end:
+                break
+            time.sleep(_LOCK_PAUSE)
+    try:
+        yield
+    finally:
+        if held:
+            with suppress(OSError):
+                unlock_descriptor(descriptor)
 
 
 def _ends_within_line(descriptor: int) -> bool:

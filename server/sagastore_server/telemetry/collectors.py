@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -15,7 +15,7 @@ from sagastore_server.storage.load import Load, ReplicaLoad
 from sagastore_server.storage.migration import BackfillState, StatusSnapshot, Verification
 from sagastore_server.storage.model import Store
 from sagastore_server.storage.phase import Phase
-from sagastore_server.telemetry.readiness import Notice, Readiness, Reason
+from sagastore_server.telemetry.readiness import Finding, Notice, Readiness, Reason
 from sagastore_server.telemetry.sampler import Sampler
 
 Number = Callable[[], float]
@@ -128,6 +128,44 @@ class BackupCollector(Collector):
             )
 
 
+class ReadinessSource(Protocol):
+    """What `ReadinessCollector` reads. Safe in any thread."""
+
+    def reasons(self) -> list[Finding]:
+        """Return why the server is not ready."""
+
+    def warnings(self) -> list[Finding]:
+        """Return the problems that leave the server ready."""
+
+
+class ReadinessCollector(Collector):
+    """Collects readiness, its reasons and the warnings. Runs in the threads of the ops server."""
+
+    def __init__(self, readiness: ReadinessSource) -> None:
+        """Collect from ``readiness``."""
+        self._readiness = readiness
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics."""
+        reasons = {finding.reason for finding in self._readiness.reasons()}
+        warnings = {finding.reason for finding in self._readiness.warnings()}
+        yield _gauge("sagastore_ready", "1 if the server is ready.", not reasons)
+        yield _states(
+            "sagastore_not_ready",
+            "1 if the server is not ready for this reason.",
+            "reason",
+            _values(Reason),
+            reasons,
+        )
+        yield _states(
+            "sagastore_warning",
+            "1 if this warning is active.",
+            "reason",
+            _values(Notice),
+            warnings,
+        )
+
+
 class StoreCollector(Collector):
     """Collects the gauges. Runs in the threads of the ops server."""
 
@@ -173,23 +211,6 @@ class StoreCollector(Collector):
             yield _gauge(
                 f"sagastore_{usage.name}_limit", f"Limit of sagastore_{usage.name}.", usage.limit
             )
-        reasons = {finding.reason for finding in readiness.reasons()}
-        warnings = {finding.reason for finding in readiness.warnings()}
-        yield _gauge("sagastore_ready", "1 if the server is ready.", not reasons)
-        yield _states(
-            "sagastore_not_ready",
-            "1 if the server is not ready for this reason.",
-            "reason",
-            _values(Reason),
-            reasons,
-        )
-        yield _states(
-            "sagastore_warning",
-            "1 if this warning is active.",
-            "reason",
-            _values(Notice),
-            warnings,
-        )
         yield _gauge(
             "sagastore_event_loop_silence_seconds",
             "Time since the last heartbeat of the event loop; up to 0.5 s is normal.",

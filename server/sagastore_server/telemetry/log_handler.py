@@ -59,6 +59,13 @@ class LimitedHandler(logging.StreamHandler[TextIO]):
         except Exception:  # noqa: BLE001 - as in the base class
             self.handleError(record)
 
+    def write_lines(self, lines: bytes) -> None:
+        """Write complete lines of another process, which has formatted and limited them."""
+        with self.lock or contextlib.nullcontext(), contextlib.suppress(OSError, ValueError):
+            self.stream.flush()
+            self.stream.buffer.write(lines)
+            self.stream.buffer.flush()
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - name of the base class
         """Report that a line could not be written, without the arguments that the base prints."""
         line = {"event": "a log line could not be written", "level": "error", "logger": record.name}

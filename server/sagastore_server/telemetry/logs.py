@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
 
 
-def configure(level: str, stream: TextIO = sys.stderr, secrets: Iterable[str | None] = ()) -> None:
+def configure(
+    level: str,
+    stream: TextIO = sys.stderr,
+    secrets: Iterable[str | None] = (),
+    *,
+    worker: int | None = None,
+) -> None:
     """Send the logs of this process, its libraries included, to ``stream``.
 
     Args:
@@ -32,10 +38,12 @@ def configure(level: str, stream: TextIO = sys.stderr, secrets: Iterable[str | N
         stream: Receives the lines.
         secrets: Passwords that are masked wherever they occur; shorter ones than 8 characters
             are masked only where they look like a password.
+        worker: Number of this worker process, which each line then has; None: not a worker.
 
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        *([] if worker is None else [_Worker(worker)]),
         _with_call,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -104,6 +112,17 @@ def _with_call(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDic
         if call.peer:
             event.setdefault("peer", shown_peer(call.peer))
     return event
+
+
+class _Worker:
+    """Adds the number of the worker process to each line."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __call__(self, _logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+        event["worker"] = self._number
+        return event
 
 
 class _Cleaning:

@@ -15,12 +15,12 @@ import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 from prometheus_client.exposition import choose_encoder
 
-from sagastore_server.telemetry.readiness import LIVE_WITHIN, Readiness
+from sagastore_server.telemetry.readiness import LIVE_WITHIN
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -39,6 +39,9 @@ _VERSION = re.compile(r";\s*version=([^;,\s]*)")
 _JSON = "application/json"
 _TEXT = "text/plain"
 
+Refresh = Callable[[], Awaitable[None]]
+"""Called before each exposition of the metrics."""
+
 Response = tuple[HTTPStatus, str, bytes]
 """Status, content type, body."""
 
@@ -49,6 +52,21 @@ Send = Callable[[Message], Awaitable[None]]
 _log = structlog.get_logger(__name__)
 
 
+class Probes(Protocol):
+    """Liveness and readiness of the server. Safe in any thread."""
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last heartbeat of the event loop."""
+
+    @property
+    def live(self) -> bool:
+        """Whether the event loop runs."""
+
+    def document(self) -> dict[str, Any]:
+        """Return the body of `/readyz`."""
+
+
 class OpsPages:
     """ASGI application with the pages `/metrics`, `/livez` and `/readyz`.
 
@@ -56,9 +74,11 @@ class OpsPages:
     under the name ``connection``; its method ``requested`` is called for each request.
     """
 
-    def __init__(self, readiness: Readiness, registry: CollectorRegistry) -> None:
-        """Show ``readiness`` and the metrics of ``registry``."""
-        self._metrics = _Metrics(registry)
+    def __init__(
+        self, readiness: Probes, registry: CollectorRegistry, refresh: Refresh | None = None
+    ) -> None:
+        """Show ``readiness`` and the metrics of ``registry``, after ``refresh``."""
+        self._metrics = _Metrics(registry, refresh)
         self._readiness = readiness
         self._pages: dict[str, Callable[[str], Awaitable[Response]]] = {
             "/metrics": self._metrics.page,
@@ -117,8 +137,9 @@ class _Metrics:
     accept the same format share one exposition.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, refresh: Refresh | None) -> None:
         self._registry = registry
+        self._refresh = refresh
         self._lock = asyncio.Lock()
         self._latest: dict[str, tuple[float, bytes]] = {}
         """Start and result of the latest exposition in each format."""
@@ -134,6 +155,8 @@ class _Metrics:
             if began < arrived:
                 await asyncio.sleep(max(0.0, self._not_before - loop.time()))
                 began = loop.time()
+                if self._refresh is not None:
+                    await self._refresh()
                 body = encode(self._registry)
                 self._latest[kind] = began, body
                 ended = loop.time()

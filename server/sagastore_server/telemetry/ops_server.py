@@ -27,8 +27,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sagastore_server.config.address import Address
-from sagastore_server.telemetry.ops_pages import OpsPages
-from sagastore_server.telemetry.readiness import Readiness
+from sagastore_server.telemetry.ops_pages import OpsPages, Probes, Refresh
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -67,8 +66,14 @@ _END_SECONDS = 10.0
 class OpsServer:
     """The ops port. It listens once created, and answers while `run` runs."""
 
-    def __init__(self, address: Address, readiness: Readiness, registry: CollectorRegistry) -> None:
-        """Bind the port.
+    def __init__(
+        self,
+        address: Address,
+        readiness: Probes,
+        registry: CollectorRegistry,
+        refresh: Refresh | None = None,
+    ) -> None:
+        """Bind the port; ``refresh`` is awaited in the thread of the server before each scrape.
 
         Raises:
             OSError: The port is in use, or the address is not one of this machine.
@@ -76,6 +81,7 @@ class OpsServer:
         """
         self._readiness = readiness
         self._registry = registry
+        self._refresh = refresh
         self._listener = _listener(address)
 
     @property
@@ -91,7 +97,7 @@ class OpsServer:
             RuntimeError: The server has failed.
 
         """
-        server = _Server(_Config(OpsPages(self._readiness, self._registry)))
+        server = _Server(_Config(OpsPages(self._readiness, self._registry, self._refresh)))
         ended: Future[None] = Future()
         # A copy, because uvicorn closes what it is given, and a restart needs the port again.
         arguments = server, self._listener.dup(), ended

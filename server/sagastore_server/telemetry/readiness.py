@@ -57,6 +57,7 @@ class Reason(enum.Enum):
     SERVER_OUTDATED = "SERVER_OUTDATED"
     HOLDER_UNREACHABLE = "HOLDER_UNREACHABLE"
     TASK_FAILED = "TASK_FAILED"
+    NO_WORKER = "NO_WORKER"
 
 
 class Notice(enum.Enum):
@@ -67,6 +68,7 @@ class Notice(enum.Enum):
     NOT_FOLLOWING = "NOT_FOLLOWING"
     BACKFILL_FAILING = "BACKFILL_FAILING"
     TASK_FAILING = "TASK_FAILING"
+    WORKERS_MISSING = "WORKERS_MISSING"
     NOT_REPLICATED = "NOT_REPLICATED"
     REPLICA_OUT = "REPLICA_OUT"
     AUDIT_FAILING = "AUDIT_FAILING"
@@ -191,7 +193,7 @@ class Readiness:
         """Return why the server is not ready; an empty list if it is."""
         found: list[Finding] = []
         if not self.live:
-            found.append(_unresponsive(self.silence))
+            found.append(unresponsive(self.silence))
         found += [_task_failed(one) for one in self._failing() if one.policy is Policy.FATAL]
         if self._draining is not None:
             left = max(0.0, self._drain_until - self._clock())
@@ -218,7 +220,7 @@ class Readiness:
             found.append(_disk_full(self._free))
         if snapshot is not None and not snapshot.taken_over:
             found += _migration_warnings(snapshot)
-        found += [_task_failing(one) for one in self._failing() if one.policy is Policy.RESTART]
+        found += [task_failing(one) for one in self._failing() if one.policy is Policy.RESTART]
         if any(load.is_unreplicated for load in self._loads):
             found.append(_not_replicated())
         found += [_replica_out(one) for load in self._loads for one in _missing(load.replicas)]
@@ -265,7 +267,8 @@ class Readiness:
         }
 
 
-def _unresponsive(silence: float) -> Finding:
+def unresponsive(silence: float) -> Finding:
+    """Return the reason that the event loop has not responded for ``silence`` seconds."""
     return Finding(
         Reason.UNRESPONSIVE.value,
         f"the event loop has not responded for {silence:.1f} s",
@@ -390,7 +393,8 @@ def _task_failed(failure: Failure) -> Finding:
     )
 
 
-def _task_failing(failure: Failure) -> Finding:
+def task_failing(failure: Failure) -> Finding:
+    """Return the warning that a background task fails and is restarted."""
     times = "once" if failure.failures == 1 else f"{failure.failures:,} times"
     return Finding(
         Notice.TASK_FAILING.value,

@@ -22,10 +22,16 @@ from sagastore_server.telemetry.readiness import Readiness, not_forwarding
 from sagastore_server.telemetry.sampler import Sampler
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from sagastore_server.telemetry.collectors import AdmissionLoad
     from sagastore_server.telemetry.metrics import Metrics
+    from sagastore_server.telemetry.ops_pages import Probes, Refresh
     from sagastore_server.telemetry.ops_server import OpsServer
     from sagastore_server.telemetry.tracing import OpenTelemetryTracer
+
+Publish = Callable[[Readiness, "CollectorRegistry"], None]
+"""Receives what the ops port of another process shows."""
 
 _log = structlog.get_logger(__name__)
 
@@ -65,10 +71,20 @@ class Telemetry:
     Without an ops port no metrics are collected.
     """
 
-    def __init__(self, settings: Settings, version: str, methods: Iterable[str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        version: str,
+        methods: Iterable[str],
+        publish: Publish | None = None,
+    ) -> None:
         """Bind the ops port, and start tracing if the settings ask for it.
 
-        ``methods`` are the names of the RPCs, for example ``sagastore.v1.StorageService/Save``.
+        Args:
+            settings: Settings of the server.
+            version: Version of the server.
+            methods: The names of the RPCs, for example ``sagastore.v1.StorageService/Save``.
+            publish: Receives metrics and readiness; then no ops port is bound.
 
         Raises:
             TelemetryError: ``ops_listen`` is set and unavailable, or can be reached from other
@@ -85,8 +101,8 @@ class Telemetry:
         self._unavailable = ""
         """Why the default ops port is not available; empty if it is, or is not wanted."""
         check_exposure(settings)
-        if settings.ops_listen != OFF:
-            self._bind(Address.parse(settings.ops_listen), version, methods)
+        if publish is not None or settings.ops_listen != OFF:
+            self._begin_metrics(version, methods, publish)
         if settings.otlp_endpoint is not None:
             self._start_tracing(settings.otlp_endpoint, version)
 
@@ -115,12 +131,13 @@ class Telemetry:
         self.readiness.watch_usage(sources.usage)
         self.readiness.watch_forwarding(sources.forwarding)
         metrics, server = self._metrics, self._server
-        if metrics is None or server is None:
+        if metrics is None:
             return
         from sagastore_server.telemetry.collectors import (  # noqa: PLC0415 - as in _bind
             AuditCollector,
             BackupCollector,
             ForwardingCollector,
+            ReadinessCollector,
             StoreCollector,
         )
 
@@ -131,6 +148,7 @@ class Telemetry:
         metrics.registry.register(
             StoreCollector(admission, self._sampler, self.readiness, sources.certificate_ends)
         )
+        metrics.registry.register(ReadinessCollector(self.readiness))
         metrics.registry.register(AuditCollector(sources.audit_lost))
         metrics.registry.register(
             ForwardingCollector(sources.forwarding, sources.forwarding_counts)
@@ -138,18 +156,14 @@ class Telemetry:
         if sources.backups is not None:
             metrics.registry.register(BackupCollector(sources.backups, self._is_file_in_use))
         self._sampler.start()
-        self._answering = tasks.start("ops-server", server.run)
+        if server is not None:
+            self._answering = tasks.start("ops-server", server.run)
 
     def opened(self) -> None:
         """Record that the stores are open and the server accepts calls."""
         self.readiness.opened()
         # Only now: a server that fails to start logs its error alone.
-        if self._unavailable:
-            _log.warning(
-                "no metrics",
-                reason=self._unavailable,
-                remedy="set ops_listen to a free address to collect metrics",
-            )
+        warn_without_metrics(self._unavailable)
         if self._sampler is not None:
             self._sampler.opened()
 
@@ -189,22 +203,19 @@ class Telemetry:
             sources.usage,
         )
 
-    def _bind(self, address: Address, version: str, methods: Iterable[str]) -> None:
-        # The imports take 0.05 s, which a server without an ops port saves.
+    def _begin_metrics(self, version: str, methods: Iterable[str], publish: Publish | None) -> None:
+        # The import takes 0.05 s, which a server without an ops port saves.
         from sagastore_server.telemetry.metrics import Metrics  # noqa: PLC0415
-        from sagastore_server.telemetry.ops_server import OpsServer  # noqa: PLC0415
 
         metrics = Metrics(version, methods)
-        try:
-            self._server = OpsServer(address, self.readiness, metrics.registry)
-        except OSError as exc:
-            if "ops_listen" in self._settings.model_fields_set:
-                raise TelemetryError(
-                    f"cannot listen on {address} for metrics (ops_listen): "
-                    f"{exc.strerror or exc}; choose another address, or off"
-                ) from exc
-            self._unavailable = f"cannot listen on {address}: {exc.strerror or exc}"
-            return
+        if publish is not None:
+            publish(self.readiness, metrics.registry)
+        else:
+            self._server, self._unavailable = bound_ops_port(
+                self._settings, self.readiness, metrics.registry
+            )
+            if self._server is None:
+                return
         self._metrics = metrics
 
     def _start_tracing(self, endpoint: str, version: str) -> None:
@@ -216,6 +227,46 @@ class Telemetry:
                 "pip install 'sagastore-server[tracing]', or remove otlp_endpoint"
             ) from exc
         self._tracer = OpenTelemetryTracer(endpoint, self._settings.trace_share, version)
+
+
+def bound_ops_port(
+    settings: Settings,
+    readiness: Probes,
+    registry: CollectorRegistry,
+    refresh: Refresh | None = None,
+) -> tuple[OpsServer | None, str]:
+    """Bind the ops port of the settings, which is not `OFF`.
+
+    Returns:
+        The server; or None and the reason, if the address is the default and is unavailable.
+
+    Raises:
+        TelemetryError: ``ops_listen`` is set and unavailable.
+
+    """
+    # The import takes 0.05 s, which a server without an ops port saves.
+    from sagastore_server.telemetry.ops_server import OpsServer  # noqa: PLC0415
+
+    address = Address.parse(settings.ops_listen)
+    try:
+        return OpsServer(address, readiness, registry, refresh), ""
+    except OSError as exc:
+        if "ops_listen" in settings.model_fields_set:
+            raise TelemetryError(
+                f"cannot listen on {address} for metrics (ops_listen): "
+                f"{exc.strerror or exc}; choose another address, or off"
+            ) from exc
+        return None, f"cannot listen on {address}: {exc.strerror or exc}"
+
+
+def warn_without_metrics(reason: str) -> None:
+    """Log why there is no ops port; an empty ``reason``: there is one, or none is wanted."""
+    if reason:
+        _log.warning(
+            "no metrics",
+            reason=reason,
+            remedy="set ops_listen to a free address to collect metrics",
+        )
 
 
 def check_exposure(settings: Settings) -> None:
