@@ -15,7 +15,7 @@ from sagastore_server.storage.errors import NotFoundError, UnavailableError
 from tests.support.backends import opened
 from tests.support.calls import as_call, at_least
 from tests.support.drafts import lone
-from tests.support.standby import ReplicatedPostgres, replicated_postgres
+from tests.support.standby import NAME, ReplicatedPostgres, replicated_postgres
 from tests.support.waiting import until_async
 
 
@@ -44,7 +44,7 @@ async def test_standby_that_has_replayed_a_position_has_the_write(
 ) -> None:
     async with opened(partial(store, postgres.dsn)) as backend:
         assert isinstance(backend, PostgreSQLStorage)
-        ids = [f"m-{number}" for number in range(40)]
+        ids = [f"m-{number}" for number in range(16)]
 
         async def seen_on_standby(id: str) -> None:
             position = await saved(backend, id)
@@ -55,6 +55,20 @@ async def test_standby_that_has_replayed_a_position_has_the_write(
 
         for start in range(0, len(ids), 8):
             await asyncio.gather(*map(seen_on_standby, ids[start : start + 8]))
+
+
+async def test_position_of_a_write_is_read_after_its_commit(postgres: ReplicatedPostgres) -> None:
+    """COMMIT waits for the standby when its record is flushed already."""
+    await postgres.configure(synchronous_standby_names=NAME)
+    await postgres.until_synchronous()
+    waits = "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    async with opened(partial(store, postgres.primary.dsn)) as backend:
+        assert isinstance(backend, PostgreSQLStorage)
+        async with postgres.frozen_standby():
+            saving = asyncio.create_task(saved(backend, "m-1"))
+            await until_async(lambda: postgres.value(waits))
+            flushed = await postgres.value("SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint")
+        assert (await saving).lsn >= flushed
 
 
 async def test_positions_across_a_promotion(postgres: ReplicatedPostgres) -> None:
