@@ -54,7 +54,9 @@ def main() -> None:
     asyncio.run(_measure(f"{rounds} rolling restarts of {_SERVERS} servers", restart))
     asyncio.run(_measure("rolling upgrade that the former servers may stay beside", _compatible))
     asyncio.run(_measure("rolling upgrade that excludes the former servers", _excluding))
-    asyncio.run(_measure(f"upgrade behind a read of {_READ_SECONDS:g} s", _behind_a_read))
+    asyncio.run(
+        _measure(f"upgrade by a fourth server behind a read of {_READ_SECONDS:g} s", _behind_a_read)
+    )
     _line("\n| start of a server | seconds |")
     _line("|---|---|")
     _measure_starts()
