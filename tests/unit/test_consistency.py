@@ -129,6 +129,21 @@ async def test_later_read_of_a_call_is_never_older() -> None:
         assert await _called(latest, HERE) == LATEST
 
 
+async def test_call_with_an_unknown_position_has_none() -> None:
+    """Another write of the call may tell one that does not include the write without one."""
+
+    async def run(*noted: WalPosition | None) -> WalPosition | None:
+        begin("sagastore.v1.StorageService/BulkSave")
+        for position in noted:
+            consistency.note(position)
+        return consistency.noted()
+
+    late = HERE._replace(lsn=501)
+    assert await asyncio.create_task(run(HERE, late, HERE)) == late
+    for order in ((None,), (None, HERE), (HERE, None), (HERE, None, late)):
+        assert await asyncio.create_task(run(*order)) is None
+
+
 def test_requirement_of_one_cluster() -> None:
     foreign, late = HERE._replace(system=8, lsn=9**9), HERE._replace(timeline=4, lsn=1)
     asked, replica = Consistency(Level.AT_LEAST, HERE), Consistency(Level.ANY_REPLICA)

@@ -20,7 +20,8 @@ class CallContext:
     """One call. Its id is created on first use, because few calls need it."""
 
     __slots__ = (
-        *("_id", "caller", "code", "consistency", "describe", "identity", "method", "peer"),
+        *("_id", "caller", "code", "consistency", "describe", "identity", "is_position_lost"),
+        *("method", "peer"),
         *("position", "read_certificate", "read_id", "refusal", "request", "response"),
     )
 
@@ -44,7 +45,9 @@ class CallContext:
         self.consistency: Consistency | None = None
         """Which state the reads of the call must see (``consistency``); None: the latest."""
         self.position: WalPosition | None = None
-        """The highest position that the call has written or seen; None: not known."""
+        """The highest position that the call has written or seen and that is known."""
+        self.is_position_lost = False
+        """Whether the position of something that the call has written or seen is not known."""
         self.refusal = ""
         """Text of the error that ended the call."""
         self.read_id: Callable[[], str] | None = None

@@ -131,15 +131,21 @@ def required() -> Consistency:
 
 
 def note(position: WalPosition | None) -> None:
-    """Record that the running call has written, or seen, the state at ``position``."""
+    """Record that the running call has written, or seen, the state at ``position``.
+
+    With None, a position that includes everything the call has written and seen is not known: it
+    has none then, whatever else is noted.
+    """
     call = current()
-    if call is None or position is None:
+    if call is None:
         return
-    if call.position is None or position[1:] > call.position[1:]:
+    if position is None:
+        call.is_position_lost = True
+    elif call.position is None or position[1:] > call.position[1:]:
         call.position = position
 
 
 def noted() -> WalPosition | None:
-    """Return the highest position that the running call has noted."""
+    """Return the position that includes all that the running call has noted; None: not known."""
     call = current()
-    return None if call is None else call.position
+    return None if call is None or call.is_position_lost else call.position

@@ -83,6 +83,7 @@ class Connector:
         self.primary = Primary(self._promoted)
         self._on_promotion = on_promotion
         self._asking = asyncio.Lock()
+        self._looking = asyncio.Lock()
         self._looked_at = -math.inf
         self._connections: WeakSet[WatchedConnection] = WeakSet()
         tls = urlencode(dict(parameters.tls), quote_via=quote)
@@ -138,10 +139,12 @@ class Connector:
     async def look_for_promotion(self) -> None:
         """Ask all servers at once whether one is the primary of a later timeline.
 
-        The first connection to such a server ends those to the former primary. Does nothing if
-        the servers were asked in the last `_LOOK_AGAIN_AFTER` seconds.
+        If so, the connections to the former primary are ended. It takes the time limit of one
+        address at most, and does nothing if the servers were asked in the last
+        `_LOOK_AGAIN_AFTER` seconds.
         """
-        async with self._asking:
+        # Not the lock of `_find_primary`, for which new connections wait.
+        async with self._looking:
             now = asyncio.get_running_loop().time()
             if now < self._looked_at + _LOOK_AGAIN_AFTER:
                 return

@@ -120,8 +120,9 @@ def service_handler(
     is an asynchronous generator. A method with a streaming request takes an asynchronous
     iterator, whose items may be ``InvalidText``. Methods do not see gRPC: they raise errors of
     the storage contract. The decorators `timed`, `endless` and `interruptible` change this. A
-    response may also be its serialized form. Requests of many fields are examined in ``pool``,
-    or without one in a thread.
+    response may also be its serialized form, with its position. `consistency` of requests and
+    `position` of responses are handled here, for every method that has them. Requests of many
+    fields are examined in ``pool``, or without one in a thread.
 
     Raises:
         AttributeError: The servicer lacks a method.

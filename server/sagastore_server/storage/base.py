@@ -10,6 +10,15 @@ Guarantees of every method:
 * **Atomicity**: a write that raises, or is cancelled, is stored completely or not at all. It
   may be repeated.
 * **Read-your-writes**: a read that begins after a write has returned sees the write.
+* **Consistency** (``interfaces.consistency``): a store that is the only one of its phase may tell
+  positions. Then every write notes, for the running call, a position that includes what it stored,
+  or found stored already; every read of the API notes one that includes everything it saw, also if
+  that is nothing. A read meets the requirement of its call: the latest state, or at least a
+  position. It raises ``InvalidRequestError`` for a position of another cluster, and
+  ``UnavailableError`` if no server that it reaches has the position; it never answers with an
+  older state. A store that tells no positions answers with the latest state, which meets every
+  requirement. After a change of phase to one whose store tells positions, only calls that began
+  after it tell them: the others may lack a write that was acknowledged without one.
 * **Order**: ids compare by their UTF-8 bytes. Chronological order is by timestamp, then by
   sequence: the order in which messages were first stored. A write that begins after another was
   acknowledged gets the greater sequence; messages of one ``bulk_save`` get theirs in its order.
