@@ -111,7 +111,7 @@ async def test_session_sees_its_own_writes(
         with Client(server.address, reads="session") as client:
             client.save(message("own", "mine"))
             seen = [client.get("own").content]
-            client.sessions.append("own", [message("own-2", "mine too")])
+            client.sessions.append("own", [Message("openai", "user", "mine too")])
             seen += [one.content for one in client.list("own", page_size=1)]
             client.delete("own")
             return [*seen, *client.batch_get(["own"]).missing_ids]
