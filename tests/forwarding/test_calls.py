@@ -101,7 +101,7 @@ async def test_blockers_are_passed_on(both: Pair) -> None:
 
 async def test_undecodable_request_is_refused_by_the_holder(both: Pair) -> None:
     for node in (both.forwarder, both.holder):
-        call = node.channel.unary_unary("/sagastore.v1.StorageService/Get")
+        call: Any = node.channel.unary_unary("/sagastore.v1.StorageService/Get")
         refusal = await refused(call(b"\x0a\x02\xff\xfe"))
         assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
         assert refusal.fields
