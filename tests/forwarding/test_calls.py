@@ -451,6 +451,19 @@ async def test_calls_of_a_former_holder_end_when_another_one_follows(both: Pair)
         await saved(both.forwarder)
 
 
+async def test_probe_goes_on_when_another_holder_follows(both: Pair) -> None:
+    """Whatever the former probe was doing."""
+    async with pair(connected=False) as other:
+        for turn in range(40):
+            node = (both.holder, other.holder)[turn % 2]
+            both.forwarding.set_target(Target(node.address, STORE))
+            for _ in range(turn):
+                await asyncio.sleep(0)
+        await until(lambda: both.forwarding.state().is_serving)
+        await saved(both.forwarder)
+        assert not both.forwarding._supervisor.failing
+
+
 async def test_health_follows_the_holder(both: Pair) -> None:
     health = health_pb2_grpc.HealthStub(both.forwarder.channel)
 
