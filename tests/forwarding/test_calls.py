@@ -28,6 +28,7 @@ from sagastore_server.storage.model import BulkResult, NewMessage, OnConflict
 from tests.e2e.scripted import NOTHING
 from tests.forwarding.pair import STORE, Node, Pair, pair
 from tests.support.messages import batch, message
+from tests.support.ports import taken_port
 from tests.support.rpc_errors import Refusal, refusal_of
 from tests.support.waiting import until
 
@@ -451,15 +452,19 @@ async def test_calls_of_a_former_holder_end_when_another_one_follows(both: Pair)
         await saved(both.forwarder)
 
 
-async def test_probe_goes_on_when_another_holder_follows(both: Pair) -> None:
-    """Whatever the former probe was doing."""
-    async with pair(connected=False) as other:
-        for turn in range(40):
-            node = (both.holder, other.holder)[turn % 2]
-            both.forwarding.set_target(Target(node.address, STORE))
-            for _ in range(turn):
-                await asyncio.sleep(0)
-        await until(lambda: both.forwarding.state().is_serving)
+async def test_probe_goes_on_when_the_connection_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The former server does not answer, so its probe is in progress."""
+    monkeypatch.setattr(forwarding, "RETIRE_SECONDS", 0.0)
+    async with pair(connected=False) as both:
+        with taken_port() as silent:
+            both.forwarding.set_target(Target(f"127.0.0.1:{silent}", STORE))
+            connection = both.forwarding._connection
+            assert connection is not None
+            connecting = grpc.ChannelConnectivity.CONNECTING
+            await until(lambda: connection._channel.get_state() is connecting)
+            await both.connected()
         await saved(both.forwarder)
         assert not both.forwarding._supervisor.failing
 
