@@ -167,6 +167,8 @@ def _components(
     process: Process,
 ) -> tuple[RpcServer, Service]:
     forwarding = None
+    if settings.forwarding_conflict:
+        raise StartupError(f"{settings.forwarding_conflict}; remove one of them")
     if settings.forward:
         connecting = ForwardingOptions(security.forward_tls, telemetry.tracer)
         forwarding = Forwarding(connecting, supervisor)

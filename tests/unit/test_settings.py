@@ -130,9 +130,7 @@ def test_invalid_address_is_rejected(text: str) -> None:
         ({"reflection": "perhaps"}, "reflection: must be true or false"),
         ({"sqlite": "~no-such-user/x"}, "sqlite: ~no-such-user/x begins with ~"),
         ({"forward": True}, "forward: needs postgres"),
-        ({"forward_to": "h:1"}, "forward_to: needs forward"),
         ({"advertise": "h:0"}, "advertise: must name a port"),
-        ({**FORWARD, "sqlite": "x.db"}, "forward: contradicts sqlite"),
         ({**FORWARD, "forward_to": "h:0"}, "forward_to: must name a port"),
         ({**FORWARD, "forward_cert": "c"}, "forward_cert: forward_cert and forward_key need"),
         ({**FORWARD, "forward_cert": "c", "forward_key": "k"}, "forward_cert: needs forward_ca"),
@@ -219,6 +217,15 @@ def test_replica_is_one_host_of_any_role(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (found.target, found.user, found.secrets) == ("any", "me", ("hush",))
     with pytest.raises(ConnectionStringError, match="has 2 hosts"):
         resolve_replica("user=me", {"PGHOST": "a,b"})
+
+
+def test_forward_contradicts_sqlite() -> None:
+    assert not load(None, **FORWARD).forwarding_conflict
+    assert not load(None, sqlite="x.db", postgres="postgresql://h/db").forwarding_conflict
+    text = "contradicts sqlite: the server with the file answers calls itself"
+    assert text in load(None, sqlite="x.db", **FORWARD).forwarding_conflict
+    (problem,) = check(None, {"sqlite": "x.db", "ops_listen": "off", **FORWARD})
+    assert text in str(problem)
 
 
 def test_every_contradiction_is_reported() -> None:

@@ -33,6 +33,9 @@ def check(config: Path | None, given: Mapping[str, Any]) -> list[Problem]:
         problems += missing or _unusable_security(settings, layers)
         problems += _exposed_ops_port(settings, layers)
         problems += _unusable_sqlite(settings, layers)
+        if settings.forwarding_conflict:
+            origin = layers.origin("forward")
+            problems.append(Problem("forward", settings.forwarding_conflict, origin))
         problems += _exposed_secrets(settings, layers)
     problems += _exposed_passwords(layers)
     return sorted(problems, key=lambda problem: problem.is_warning)

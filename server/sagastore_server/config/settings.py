@@ -234,11 +234,6 @@ class Settings(BaseSettings):
     def _forwarding_misfits(self) -> Iterator[tuple[str, str]]:
         if self.forward and self.postgres is None:
             yield "forward", "needs postgres: the database that the migration goes to"
-        if self.forward and self.names_sqlite:
-            yield "forward", "contradicts sqlite: the server with the file answers calls itself"
-        for name in ("forward_to", "forward_ca", "forward_cert", "forward_key"):
-            if getattr(self, name) is not None and not self.forward:
-                yield name, "needs forward"
         if (self.forward_cert is None) != (self.forward_key is None):
             name = "forward_cert" if self.forward_cert else "forward_key"
             yield name, "forward_cert and forward_key need each other"
@@ -253,6 +248,13 @@ class Settings(BaseSettings):
     def names_sqlite(self) -> bool:
         """Whether ``sqlite`` is set, as opposed to the default."""
         return "sqlite" in self.model_fields_set
+
+    @property
+    def forwarding_conflict(self) -> str:
+        """Why a server cannot start with ``forward``; empty if it can, or does not forward."""
+        if self.forward and self.names_sqlite:
+            return "forward contradicts sqlite: the server with the file answers calls itself"
+        return ""
 
     @property
     def audit_output(self) -> str:

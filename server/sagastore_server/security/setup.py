@@ -78,7 +78,7 @@ def _tls(settings: Settings) -> TlsFiles | None:
 
 def _forward_tls(settings: Settings) -> ClientTlsMaterial | None:
     """Read what connections to the holder of a migration need; None: they are in plain text."""
-    if settings.forward_ca is None:
+    if settings.forward_ca is None or not settings.forward:
         return None
     from sagastore_server.security.tls import client_material  # noqa: PLC0415 - as above
 
