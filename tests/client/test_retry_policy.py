@@ -104,7 +104,7 @@ def test_history_records_uncertain_attempts() -> None:
     unsent = UnavailableError("no connection")
     unsent.unsent = True
     history.note(unsent)
-    for reason in ("SERVER_STARTING", "SERVER_DRAINING"):
+    for reason in ("SERVER_STARTING", "SERVER_DRAINING", "HOLDER_UNREACHABLE", "WRONG_STORE"):
         history.note(UnavailableError("rejected on admission", reason=reason))
     before = history.uncertain
     assert not before

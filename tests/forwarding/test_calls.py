@@ -28,6 +28,7 @@ from sagastore_server.storage.model import BulkResult, NewMessage, OnConflict
 from tests.e2e.scripted import NOTHING
 from tests.forwarding.pair import STORE, Node, Pair, pair
 from tests.support.messages import batch, message
+from tests.support.ports import taken_port
 from tests.support.rpc_errors import Refusal, refusal_of
 from tests.support.waiting import until
 
@@ -101,7 +102,7 @@ async def test_blockers_are_passed_on(both: Pair) -> None:
 
 async def test_undecodable_request_is_refused_by_the_holder(both: Pair) -> None:
     for node in (both.forwarder, both.holder):
-        call = node.channel.unary_unary("/sagastore.v1.StorageService/Get")
+        call: Any = node.channel.unary_unary("/sagastore.v1.StorageService/Get")
         refusal = await refused(call(b"\x0a\x02\xff\xfe"))
         assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
         assert refusal.fields
@@ -449,6 +450,23 @@ async def test_calls_of_a_former_holder_end_when_another_one_follows(both: Pair)
         both.forwarding.set_target(Target(other.holder.address, STORE))
         assert (await refused(call)).reason == "HOLDER_LOST"
         await saved(both.forwarder)
+
+
+async def test_probe_goes_on_when_the_connection_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The former server does not answer, so its probe is in progress."""
+    monkeypatch.setattr(forwarding, "RETIRE_SECONDS", 0.0)
+    async with pair(connected=False) as both:
+        with taken_port() as silent:
+            both.forwarding.set_target(Target(f"127.0.0.1:{silent}", STORE))
+            connection = both.forwarding._connection
+            assert connection is not None
+            connecting = grpc.ChannelConnectivity.CONNECTING
+            await until(lambda: connection._channel.get_state() is connecting)
+            await both.connected()
+        await saved(both.forwarder)
+        assert not both.forwarding._supervisor.failing
 
 
 async def test_health_follows_the_holder(both: Pair) -> None:

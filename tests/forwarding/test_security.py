@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,72 +26,90 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     return Pki(tmp_path_factory.mktemp("pki"))
 
 
-@asynccontextmanager
-async def secured(
-    folder: Path, pki: Pki, **forwarding: str
-) -> AsyncIterator[tuple[ServerProcess, ServerProcess]]:
-    """Run a holder with mutual TLS that gives the forwarder's certificate the role admin."""
-    tls = pki.server()
-    access = write_access(folder / "access.toml", *TOKENS, entry("certificate", FORWARDER, "admin"))
-    env = environment(tls, pki.ca, access) | {"SAGASTORE_AUDIT": str(folder / "audit.log")}
-    holder = ServerProcess(folder / "sagastore.db", env=env)
-    nobody = ReservedPort()
-    try:
-        await asyncio.to_thread(holder.start)
-        tokens = write_access(folder / "tokens.toml", *TOKENS)
+class Secured:
+    """A holder with mutual TLS that gives the certificate of its forwarders the role admin."""
+
+    def __init__(self, folder: Path, pki: Pki) -> None:
+        """Write its files."""
+        self.folder, self.pki = folder, pki
+        self.tls = pki.server()
+        access = write_access(
+            folder / "access.toml", *TOKENS, entry("certificate", FORWARDER, "admin")
+        )
+        self.audit = folder / "audit.log"
+        env = environment(self.tls, pki.ca, access) | {"SAGASTORE_AUDIT": str(self.audit)}
+        self.holder = ServerProcess(folder / "sagastore.db", env=env)
         leaf = pki.issue(FORWARDER)
-        env = environment(tls, None, tokens) | {
+        self.cert = pki.write("forwarder.pem", chain(leaf))
+        self.key = pki.write("forwarder.key", key(leaf))
+
+    @asynccontextmanager
+    async def forwarder(self, **settings: str) -> AsyncIterator[ServerProcess]:
+        """Run a forwarder; ``settings`` replace its usual ones, or remove them if empty."""
+        tokens = write_access(self.folder / "tokens.toml", *TOKENS)
+        env = environment(self.tls, None, tokens) | {
             "SAGASTORE_FORWARD": "true",
-            "SAGASTORE_FORWARD_TO": holder.address,
-            "SAGASTORE_FORWARD_CA": str(pki.ca),
-            "SAGASTORE_FORWARD_CERT": str(pki.write("forwarder.pem", chain(leaf))),
-            "SAGASTORE_FORWARD_KEY": str(pki.write("forwarder.key", key(leaf))),
+            "SAGASTORE_FORWARD_TO": self.holder.address,
+            "SAGASTORE_FORWARD_CA": str(self.pki.ca),
+            "SAGASTORE_FORWARD_CERT": str(self.cert),
+            "SAGASTORE_FORWARD_KEY": str(self.key),
         }
-        env |= {f"SAGASTORE_{name}": value for name, value in forwarding.items()}
-        env = {name: value for name, value in env.items() if value}
-        dsn = f"postgresql://nobody@{nobody.address}/nothing"
-        forwarder = ServerProcess(folder / "none.db", env=env, postgres=dsn)
+        env |= {f"SAGASTORE_{name}": value for name, value in settings.items()}
+        nobody = ReservedPort()
+        server = ServerProcess(
+            self.folder / "none.db",
+            env={name: value for name, value in env.items() if value},
+            postgres=f"postgresql://nobody@{nobody.address}/nothing",
+        )
         try:
-            await asyncio.to_thread(forwarder.spawn)
-            await asyncio.to_thread(forwarder.wait_for_event, "forwarding starts")
-            yield holder, forwarder
+            server.spawn()
+            await asyncio.to_thread(server.wait_for_event, "forwarding starts")
+            yield server
         finally:
-            forwarder.close()
+            server.close()
+            nobody.close()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines of the audit trail."""
+        return [json.loads(line) for line in self.audit.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def secured(pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """Run such a holder for the tests of this module."""
+    made = Secured(tmp_path_factory.mktemp("secured"), pki)
+    try:
+        made.holder.start()
+        yield made
     finally:
-        holder.close()
-        nobody.close()
+        made.holder.close()
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "audit.log").read_text().splitlines()]
-
-
-async def test_callers_keep_their_identity_over_mutual_tls(tmp_path: Path, pki: Pki) -> None:
-    async with secured(tmp_path, pki) as (_, forwarder):
+async def test_callers_keep_their_identity_over_mutual_tls(secured: Secured, pki: Pki) -> None:
+    async with secured.forwarder() as forwarder:
         await asyncio.to_thread(forwarder.wait_for_event, "forwarding")
         tls = TLS(ca=pki.ca)
         async with AsyncClient(forwarder.address, tls=tls, token="web-token") as client:
             await client.save(Message("openai", "user", "hello", id="m-1"))
             assert (await client.get("m-1")).content == "hello"
-        await until(lambda: any(line["event"] == "change" for line in lines(tmp_path)))
-        (line,) = lines(tmp_path)
+        await until(lambda: any(line["event"] == "change" for line in secured.lines()))
+        (line,) = [line for line in secured.lines() if line["event"] == "change"]
         assert (line["caller"], line["role"], line["id"]) == ("web", "writer", "m-1")
         assert line["client"].startswith("127.0.0.1:")
         assert line["client"] != line["peer"]
 
 
 async def test_certificate_of_the_forwarder_gives_its_callers_no_role(
-    tmp_path: Path, pki: Pki
+    secured: Secured, pki: Pki
 ) -> None:
     """A forwarder without access control on the loopback address, where everybody can call it."""
-    async with secured(tmp_path, pki, ACCESS="") as (holder, forwarder):
+    async with secured.forwarder(ACCESS="") as forwarder:
         await asyncio.to_thread(forwarder.wait_for_event, "forwarding")
         async with AsyncClient(forwarder.address, tls=TLS(ca=pki.ca)) as client:
             with pytest.raises(UnauthenticatedError, match="certificates do not count"):
                 await client.get("m-1")
-        own = TLS(ca=pki.ca, cert=pki.folder / "forwarder.pem", key=pki.folder / "forwarder.key")
-        async with AsyncClient(holder.address, tls=own) as client:
-            assert (await client.health()) is not None
+        own = TLS(ca=pki.ca, cert=secured.cert, key=secured.key)
+        async with AsyncClient(secured.holder.address, tls=own) as client:
             assert (await client.migration.get()).epoch == 1
 
 
@@ -107,9 +125,9 @@ async def test_certificate_of_the_forwarder_gives_its_callers_no_role(
     ],
 )
 async def test_mistakes_with_tls_are_named(
-    tmp_path: Path, pki: Pki, settings: Callable[[Path], dict[str, str]], cause: str
+    tmp_path: Path, secured: Secured, settings: Callable[[Path], dict[str, str]], cause: str
 ) -> None:
-    async with secured(tmp_path, pki, **settings(tmp_path)) as (_, forwarder):
+    async with secured.forwarder(**settings(tmp_path)) as forwarder:
         await until(
             lambda: any(
                 event["event"] == "holder not available" and cause in event["reason"]

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from sagastore_server.interfaces.forwarding import HolderRecord
+from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.holder import HolderReader
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.target import PostgreSQLTarget
@@ -53,6 +54,10 @@ async def test_reader_follows_the_address_of_the_holder(dsn: str, reader: Holder
     assert (found.phase, found.store_id) == (Phase.POSTGRES_ONLY, SOURCE)
     await one.close()
     await other.close()
+    alone = PostgreSQLStorage(PostgreSQLOptions(dsn, pool_min=1, pool_max=2))
+    await alone.open()
+    assert alone.migrated_from == SOURCE
+    await alone.close()
 
 
 async def test_address_of_a_former_holder_is_not_used(dsn: str, reader: HolderReader) -> None:

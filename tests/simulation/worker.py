@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ def main() -> None:
 
 
 def _serve() -> None:
+    # The coroutines of a killed process end when they are collected, after the round whose log
+    # they would be part of.
+    logging.getLogger("sagastore_server").addHandler(logging.NullHandler())
     gc.disable()
     for number, line in enumerate(sys.stdin, 1):
         asked = json.loads(line)

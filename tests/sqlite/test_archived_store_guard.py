@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sagastore_server.sqlite.archived_store_guard import store_id_of
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.sqlite.legacy.report import look_into
 from sagastore_server.sqlite.source import SQLiteSource
@@ -31,6 +32,15 @@ async def _refusal(store: SQLiteStorage, kind: type[CannotOpenError]) -> str:
     assert "\n" not in str(caught.value)
     await store.close()
     return str(caught.value)
+
+
+async def test_identity_of_a_store_in_use_is_readable(path: Path) -> None:
+    async with opened_source(path) as source:
+        identity = source.store_id
+        assert identity
+    async with opened(lambda: SQLiteStorage(path)) as store:
+        await store.save(draft("a"))
+        assert store_id_of(path) == identity
 
 
 @pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.BACKFILL, Phase.READ_POSTGRES])

@@ -137,6 +137,11 @@ class HolderConnection:
             self.answers = self.is_serving = False
             self.detail = _explained(exc)
             return
+        except (asyncio.CancelledError, aio.UsageError):
+            if _is_cancelled_here():
+                raise
+            self.answers = self.is_serving = False  # `close` was called.
+            return
         self.answers = True
         self.is_serving = found.status == health_pb2.HealthCheckResponse.SERVING
         self.detail = "" if self.is_serving else "it is not ready"
@@ -153,11 +158,12 @@ class HolderConnection:
         rpc = self._unary.get(method)
         if rpc is None:
             rpc = self._unary[method] = self._channel.unary_unary(f"/{method}")
-        call = rpc(request, timeout=seconds, metadata=metadata)
         try:
-            answer: bytes = await call
+            answer: bytes = await rpc(request, timeout=seconds, metadata=metadata)
         except aio.AioRpcError as exc:
             raise self._error(exc) from None
+        except aio.UsageError:
+            raise self._lost() from None  # `close` was called.
         except asyncio.CancelledError:
             if _is_cancelled_here():
                 raise
@@ -181,7 +187,10 @@ class HolderConnection:
         rpc = self._streams.get(method)
         if rpc is None:
             rpc = self._streams[method] = self._channel.stream_stream(f"/{method}")
-        call = rpc(timeout=seconds, metadata=metadata)
+        try:
+            call = rpc(timeout=seconds, metadata=metadata)
+        except aio.UsageError:
+            raise self._lost() from None  # `close` was called.
         sender = awaited(_send(call, requests))
         try:
             while (answer := await call.read()) is not aio.EOF:
