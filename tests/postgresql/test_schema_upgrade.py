@@ -11,10 +11,11 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from sagastore_server.postgresql import schema
+from sagastore_server.postgresql import ddl_locks, schema
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.compatibility import Compatibility
 from sagastore_server.postgresql.ddl_locks import Holder, TableLocks
+from sagastore_server.postgresql.pool import Pool
 from sagastore_server.postgresql.queries import MIGRATION, QUERIES
 from sagastore_server.postgresql.schema import (
     LAST_OFFLINE,
@@ -37,7 +38,7 @@ from tests.postgresql.targets import claimed, fetched, opened_plain, target_on, 
 from tests.support.drafts import draft, lone, save_all
 from tests.support.migration_values import LEASE, MARK, SOURCE
 from tests.support.postgres import execute, postgres_process
-from tests.support.waiting import until, until_async
+from tests.support.waiting import WITHIN, until, until_async
 
 NEXT = SCHEMA_VERSION + 1
 COLUMN = "ALTER TABLE messages ADD COLUMN later BIGINT NOT NULL DEFAULT 0;"
@@ -135,14 +136,14 @@ async def test_upgrade_fails_with_the_cause_if_a_read_does_not_end(
     ("row", "text"),
     [
         # Servers for tests permit no prepared transactions.
-        (("messages", None, None, None, None, None), "a prepared transaction"),
+        (("messages", None, None, None, None, None, None), "a prepared transaction"),
         # What a role without pg_read_all_stats sees of another role.
         (
-            ("messages", 7, "backup", "pg_dump", None, None),
+            ("messages", 7, "backup", "pg_dump", None, None, None),
             "process 7 (application pg_dump, user b",
         ),
         (
-            ("messages", 7, None, "", "autovacuum worker", 3700.2),
+            ("messages", 7, None, "", "autovacuum worker", 3700.2, 1),
             "process 7 (autovacuum worker, transaction open for 3,700 s)",
         ),
     ],
@@ -151,6 +152,33 @@ def test_holder_is_named_as_far_as_it_can_be_seen(row: tuple[object, ...], text:
     holder = Holder(row)
     assert holder.text.startswith(f"table messages is in use by {text}")
     assert holder.is_autovacuum == ("autovacuum" in text)
+
+
+async def test_calls_stop_once_for_a_long_read(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next attempt begins when the read has ended."""
+    monkeypatch.setattr(ddl_locks, "_PAUSES", (0.01, 0.01))
+    attempts: list[TableLocks] = []
+    looks: list[object] = []
+    look = ddl_locks._holder
+
+    async def counted_look(pool: Pool, locks: TableLocks) -> Holder | None:
+        looks.append(locks)
+        return await look(pool, locks)
+
+    async def attempt(locks: TableLocks) -> None:
+        attempts.append(locks)
+        await locks.take(["messages"])
+
+    monkeypatch.setattr(ddl_locks, "_holder", counted_look)
+    async with opened_plain(dsn) as newer, newer._pool.connection() as connection:
+        async with reading(dsn):
+            taking = asyncio.create_task(
+                ddl_locks.patiently(newer._pool, connection, attempt, WITHIN)
+            )
+            await until(lambda: len(looks) > 5)
+            assert len(attempts) == 1
+        await taking
+        assert len(attempts) == 2
 
 
 async def test_further_tables_are_not_waited_for_long(

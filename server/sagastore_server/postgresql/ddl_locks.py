@@ -2,8 +2,8 @@
 
 While DDL waits for a table behind a long read, every later statement on that table waits behind the
 DDL. So a lock on the first table is waited for up to `LOCK_SECONDS`, and on further ones, while the
-first is held, up to `NEXT_LOCK_SECONDS`. If it fails, the transaction is rolled back and repeated
-after a pause in which other calls proceed.
+first is held, up to `NEXT_LOCK_SECONDS`. If it fails, the transaction is rolled back, so that other
+calls proceed, and repeated when the transaction that has the table in use has ended.
 
 ``CREATE INDEX CONCURRENTLY`` needs none of this: no read and no write waits behind it.
 """
@@ -37,7 +37,7 @@ _AUTOVACUUM_MARGIN = 0.2
 session has waited for ``deadlock_timeout``."""
 
 _PAUSES = (1.0, 2.0)
-"""Shortest and longest pause between two attempts, in seconds."""
+"""Shortest and longest pause before another look or another attempt, in seconds."""
 
 _EXCLUSIVE = "ACCESS EXCLUSIVE"
 
@@ -54,7 +54,9 @@ class Holder:
 
     def __init__(self, row: Sequence[Any]) -> None:
         """Take the columns of the statement ``lock_holder``."""
-        table, pid, user, application, kind, seconds = row
+        table, pid, user, application, kind, seconds, start = row
+        self.key = (pid, start)
+        """Identifies the transaction."""
         self.is_autovacuum = kind == "autovacuum worker"
         self.text = f"table {table} is in use by "
         if pid is None:
@@ -140,7 +142,18 @@ async def patiently(
             _log.warning("PostgreSQL: the schema cannot be changed yet: %s", cause)
             logged = True
         extra = _AUTOVACUUM_MARGIN if holder is not None and holder.is_autovacuum else 0.0
+        await _until_ended(pool, locks, holder, until)
+
+
+async def _until_ended(pool: Pool, locks: TableLocks, holder: Holder | None, until: float) -> None:
+    """Pause, and wait for the end of the holder: an earlier attempt would only stop other calls."""
+    while True:
         await asyncio.sleep(random.uniform(*_PAUSES))  # noqa: S311 - not a secret
+        if holder is None or holder.is_autovacuum or time.monotonic() >= until:
+            return
+        found = await _holder(pool, locks)
+        if found is None or found.key != holder.key:
+            return
 
 
 async def _holder(pool: Pool, locks: TableLocks) -> Holder | None:

@@ -192,7 +192,7 @@ INSERT INTO sagastore_schema (version, compatible_from) VALUES ($1, $2)
 -- A role without pg_read_all_stats sees no times of other roles; such a transaction counts as old. A
 -- prepared transaction has no process.
 SELECT c.relname, l.pid, a.usename, a.application_name, a.backend_type,
-    extract(epoch FROM clock_timestamp() - a.xact_start)::float8
+    extract(epoch FROM clock_timestamp() - a.xact_start)::float8, a.xact_start
 FROM pg_locks AS l
 JOIN pg_class AS c ON c.oid = l.relation
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
