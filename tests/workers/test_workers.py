@@ -65,7 +65,8 @@ async def test_killed_worker_is_replaced_without_a_failed_call(service: ServiceF
     assert found.missing_ids == ()
     after = await asyncio.to_thread(server.metrics)
     assert never_less(before, after) == []
-    assert after[_SAVES] >= len(saved) - 4  # Up to one call of each task before the kill is lost.
+    # A killed worker takes the events since the last collection with it, not those before.
+    assert after[_SAVES] >= before[_SAVES] + 50
     assert after["sagastore_worker_restarts_total"] == 2
     assert after['sagastore_task_failures_total{task="worker-1"}'] == 1
     assert {"TASK_FAILING"} == {
