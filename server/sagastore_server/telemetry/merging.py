@@ -42,6 +42,9 @@ _SUMMED = frozenset(
         "sagastore_connections_wanted",
         "sagastore_file_descriptors",
         "sagastore_file_descriptors_limit",
+        "sagastore_replica_connections_busy",
+        "sagastore_replica_connections_limit",
+        "sagastore_replica_connections_open",
         "sagastore_request_memory_bytes",
         "sagastore_request_memory_bytes_limit",
         "sagastore_streams_limit",
@@ -54,6 +57,7 @@ _SUMMED = frozenset(
 _LEAST = frozenset(
     {
         "process_start_time_seconds",
+        "sagastore_replica_in_rotation",
         "sagastore_store_up",
         "sagastore_tls_certificate_end_timestamp_seconds",
     }

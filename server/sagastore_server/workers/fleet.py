@@ -198,6 +198,8 @@ class Fleet:
             self.restarts += 1
             if status:
                 self._judge(worker, status)
+                if self.failure:
+                    return  # The service ends with that line.
                 raise TaskError(worker.failure or f"process {worker.pid} {ending(status)}")
 
     def _judge(self, worker: Worker, status: int) -> None:

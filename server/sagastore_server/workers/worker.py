@@ -16,6 +16,7 @@ from sagastore_server.banner import Serving
 from sagastore_server.config.settings import Settings
 from sagastore_server.runtime import isolated_python
 from sagastore_server.runtime.supervisor import awaited
+from sagastore_server.telemetry.readiness import LIVE_WITHIN
 from sagastore_server.workers.channel import Assignment, Failed, Order, Report, encoded, receive
 
 if TYPE_CHECKING:
@@ -100,8 +101,10 @@ class Worker:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it accepts calls and its store answers."""
-        return self.serving is not None and self.report is not None and not self.report.reasons
+        """Whether it accepts calls, its store answers, and its event loop runs."""
+        if self.serving is None or self.report is None:
+            return False
+        return not self.report.reasons and self.silence <= LIVE_WITHIN
 
     @property
     def silence(self) -> float:
