@@ -93,6 +93,20 @@ def test_recovery_of_a_server_that_was_down_is_not_counted() -> None:
     history = _failover()
     history.marks.insert(0, Mark("server", 10 * SECOND, {"state": "down", "number": 2}))
     assert figures(history)["recovery"] == [0.4]
+    history.marks.append(Mark("server", int(11.3 * SECOND), {"state": "up", "number": 2}))
+    assert figures(history)["recovery"] == [0.4]
+
+
+@pytest.mark.parametrize(("ends", "expected"), [(10.5, [0.5]), (11.2, []), (None, [])])
+def test_recovery_during_another_fault_is_not_counted(
+    ends: float | None, expected: list[float]
+) -> None:
+    history = _failover()
+    facts = {"name": "PostgreSQL: standby frozen", "number": 3}
+    history.marks.append(Mark("fault begins", 10 * SECOND, facts))
+    if ends is not None:
+        history.marks.append(Mark("fault ends", int(ends * SECOND), facts))
+    assert figures(history)["recovery"] == expected
 
 
 def test_failed_calls_of_the_default_policy() -> None:

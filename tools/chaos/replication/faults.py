@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from tools.chaos.cluster import Supervisor, send
-from tools.chaos.history import History
+from tools.chaos.history import History, Outcome
 from tools.chaos.positions import CANCELLED, CANCELLING
 from tools.chaos.replication.failover import FailoverManager
 from tools.chaos.replication.fleet import ASYNCHRONOUS, ClusterBed, Fleet
@@ -30,11 +30,10 @@ from tools.chaos.replication.nodes import (
 DETECTION = 0.1, 0.8
 """Seconds until the failover manager notices a lost primary."""
 
-NOTICED = 1.5
-"""Seconds from a promotion until a former primary may run again. The watcher of each server asks
-every host twice a second; before it has seen the promotion, a server that still reaches the former
-primary reads from it. A failover manager prevents that by stopping the former primary first, or by
-a watchdog."""
+NOTICED = 60.0
+"""Seconds in which every server must have noticed a promotion, on a busy machine. Only then may a
+former primary run again: before, a server that still reaches it reads from it. A failover manager
+prevents that by stopping the former primary first, or by a watchdog."""
 
 STAYS = 0.4, 1.0
 """Seconds that a former primary then runs beside the new one."""
@@ -48,6 +47,9 @@ With synchronous replication, no commit ends meanwhile."""
 ALONE = 0.6
 """Share of these times in which a server reaches only the former primary. It knows the timeline of
 the new one."""
+
+_LOOK_BACK = 2_000_000_000
+"""Nanoseconds; calls that write through a certain server last one second."""
 
 START = 20.0
 """Seconds in which a server must serve after it was killed, on a busy machine. A server that waits
@@ -123,6 +125,28 @@ async def _return(scene: Scene, former: Node) -> None:
     await scene.manager.attach(former, scene.rng.choice(["rewind", "rewind", "backup"]))
 
 
+async def _until_noticed(scene: Scene) -> None:
+    """Wait until every running server has written on the new primary."""
+    promoted = max(mark.at for mark in scene.history.marks if mark.kind == "promoted")
+    async with asyncio.timeout(NOTICED):
+        while not all(  # noqa: ASYNC110 - the history has no event for it
+            _has_written(scene.history, server, promoted)
+            for server, supervisor in enumerate(scene.fleet.supervisors, start=1)
+            if supervisor.up.is_set()
+        ):
+            await asyncio.sleep(0.02)
+
+
+def _has_written(history: History, server: int, since: int) -> bool:
+    for operation in reversed(history.operations):
+        if operation.start < since - _LOOK_BACK:
+            return False
+        written = operation.kind == "Save" and operation.outcome is Outcome.OK
+        if written and operation.args.get("server") == server and (operation.end or 0) > since:
+            return True
+    return False
+
+
 async def _live_with(scene: Scene, former: Node) -> None:
     """Let two nodes accept connections as primaries for a while.
 
@@ -152,7 +176,7 @@ async def _primary_killed(scene: Scene) -> None:
 async def _primary_frozen_and_killed(scene: Scene) -> None:
     await asyncio.to_thread(scene.manager.primary.freeze)
     former = await _fail_over(scene, "frozen")
-    await asyncio.sleep(scene.rng.uniform(0, NOTICED))
+    await asyncio.sleep(scene.rng.uniform(0, 1.5))
     await asyncio.to_thread(former.kill)
     await _return(scene, former)
 
@@ -161,7 +185,7 @@ async def _primary_frozen_and_killed(scene: Scene) -> None:
 async def _primary_frozen_and_thawed(scene: Scene) -> None:
     await asyncio.to_thread(scene.manager.primary.freeze)
     former = await _fail_over(scene, "frozen")
-    await asyncio.sleep(NOTICED)
+    await _until_noticed(scene)
     former.thaw()
     await _live_with(scene, former)
     await _return(scene, former)
@@ -173,7 +197,7 @@ async def _primary_cut_off(scene: Scene) -> None:
     links = [*server_links(primary), *replication_links(primary), *receiving_links(primary)]
     with scene.bed.nodes.cut_off(links, silent=scene.rng.random() < 0.6):
         former = await _fail_over(scene, "cut off")
-        await asyncio.sleep(NOTICED)
+        await _until_noticed(scene)
     await _live_with(scene, former)
     await _return(scene, former)
 

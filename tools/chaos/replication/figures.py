@@ -93,27 +93,19 @@ def _recoveries(history: History, promotions: Sequence[Mark]) -> Iterator[int]:
 
 def _was_disturbed(history: History, server: int, since: int, until: int) -> bool:
     """Return whether a server was down or frozen, or a node was frozen, in an interval."""
-    frozen = 0
-    down = False
+    begun: dict[object, int] = {}
     for mark in history.marks:
-        if mark.at > until:
-            break
         if mark.kind == "server" and mark.facts["number"] == server:
-            down = mark.facts["state"] == "down"
+            key, begins = "server", mark.facts["state"] == "down"
         elif mark.kind in {"fault begins", "fault ends"} and mark.facts["name"] in _EXCUSES:
-            frozen += 1 if mark.kind == "fault begins" else -1
+            key, begins = mark.facts["number"], mark.kind == "fault begins"
         else:
             continue
-        if mark.at >= since and (down or frozen):
+        if begins:
+            begun[key] = mark.at
+        elif begun.pop(key, until) < until and mark.at > since:
             return True
-    return down or frozen > 0 or _ended_in(history, since, until)
-
-
-def _ended_in(history: History, since: int, until: int) -> bool:
-    return any(
-        mark.kind == "fault ends" and mark.facts["name"] in _EXCUSES and since <= mark.at <= until
-        for mark in history.marks
-    )
+    return any(at < until for at in begun.values())
 
 
 _EXCUSES = frozenset(
