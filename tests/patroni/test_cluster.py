@@ -78,7 +78,12 @@ async def _create_role(cluster: PatroniCluster) -> None:
 
 @asynccontextmanager
 async def service(
-    cluster: PatroniCluster, folder: Path, name: str, *, limit: float, proxied: bool = False
+    cluster: PatroniCluster,
+    folder: Path,
+    name: str,
+    *options: str,
+    limit: float,
+    proxied: bool = False,
 ) -> AsyncIterator[Case]:
     """Run two servers on a new database, with clients; compare the stored messages at the end."""
     await asyncio.to_thread(cluster.until_complete)
@@ -88,7 +93,8 @@ async def service(
     )
     dsn = cluster.proxy_dsn(ROLE, name) if proxied else cluster.dsn(ROLE, name)
     with ExitStack() as stack:
-        servers = [ServerProcess(folder / "unused", postgres=dsn) for _ in range(2)]
+        file = folder / "unused"
+        servers = [ServerProcess(file, *options, postgres=dsn) for _ in range(2)]
         for server in servers:
             stack.callback(server.close)
             await asyncio.to_thread(server.start)
@@ -150,6 +156,16 @@ async def test_killed_primary(cluster: PatroniCluster, tmp_path: Path) -> None:
     async with service(cluster, tmp_path, "killed", limit=CLIENT_TIMEOUT) as case:
         change = await fail_over(case, cluster.kill_postgres, by_itself)
     report("kill -9 of PostgreSQL on the primary", case, change)
+
+
+async def test_killed_primary_with_required_standby(
+    cluster: PatroniCluster, tmp_path: Path
+) -> None:
+    """No standby follows the new primary at first: clients repeat what was refused for that."""
+    option = "--postgres-require-sync"
+    async with service(cluster, tmp_path, "required", option, limit=CLIENT_TIMEOUT) as case:
+        change = await fail_over(case, cluster.kill_postgres, by_itself)
+    report("kill -9 of PostgreSQL on the primary, postgres_require_sync", case, change)
 
 
 async def test_switchover(cluster: PatroniCluster, tmp_path: Path) -> None:
