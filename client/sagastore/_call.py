@@ -58,11 +58,13 @@ _TOKEN_ATTEMPTS = 6
 # With the default policy, half a second after the first failure.
 _NOTICED_ATTEMPT = 4
 
-# Reasons of errors that the server raises before it processes a call.
-_REJECTED_ON_ADMISSION = frozenset(
+# Reasons of errors after which nothing was stored: the server raises most of them before it
+# processes a call.
+_WITHOUT_EFFECT = frozenset(
     {
         *("SERVER_STARTING", "SERVER_DRAINING", "UNAUTHENTICATED"),
         *("HOLDER_UNREACHABLE", "FORWARDED_TWICE", "WRONG_STORE"),
+        _status.NOT_REPLICATED,
     }
 )
 
@@ -72,7 +74,7 @@ _STATE_TOLD = (AbortedError, AlreadyExistsError, NotFoundError)
 
 def may_have_taken_effect(error: SagaStoreError) -> bool:
     """Report whether an attempt with a transient error may have changed something."""
-    if isinstance(error, ResourceExhaustedError) or error.reason in _REJECTED_ON_ADMISSION:
+    if isinstance(error, ResourceExhaustedError) or error.reason in _WITHOUT_EFFECT:
         return False
     return not (isinstance(error, UnavailableError) and error.unsent)
 

@@ -22,7 +22,8 @@ class RetryPolicy:
     """When and how often failed calls are retried.
 
     - Only UNAVAILABLE and RESOURCE_EXHAUSTED are retried, only if a retry is
-      safe, and only within the call's timeout.
+      safe, and only within the call's timeout. So is a write that the server
+      refused because PostgreSQL has just lost the standby that it requires.
     - By default a call is retried until its timeout has passed, so a server
       that restarts costs time, not errors.
     - The wait before attempt n is random between 0 and

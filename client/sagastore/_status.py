@@ -11,7 +11,7 @@ from sagastore import _wire, errors
 from sagastore._transport import Cause, Security, explain, is_broken, is_unsent
 from sagastore.errors import SagaStoreError
 
-__all__ = ["from_rpc_error", "is_transient"]
+__all__ = ["NOT_REPLICATED", "from_rpc_error", "is_transient"]
 
 _TRAILER: Final = "grpc-status-details-bin"
 _DOMAIN: Final = "sagastore"
@@ -35,16 +35,22 @@ _CLASSES: Final[dict[grpc.StatusCode, type[SagaStoreError]]] = {
     grpc.StatusCode.DATA_LOSS: errors.InternalError,
 }
 
+NOT_REPLICATED = "NOT_REPLICATED"
+"""Reason of a write that was refused because no synchronous standby of PostgreSQL streams."""
+
 
 def is_transient(error: SagaStoreError) -> bool:
     """Report whether the same call may succeed later.
 
-    A request or response that is too large stays too large.
+    A request or response that is too large stays too large. A required standby of PostgreSQL that
+    is missing may return while the server says so.
     """
     if isinstance(error, errors.ResourceExhaustedError):
         return not error.too_large
     if isinstance(error, errors.UnauthenticatedError):
         return error.outdated
+    if isinstance(error, errors.FailedPreconditionError):
+        return error.reason == NOT_REPLICATED and error.retry_after is not None
     return isinstance(error, errors.UnavailableError) and not error.misconfigured
 
 

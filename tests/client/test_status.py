@@ -155,6 +155,10 @@ def test_transient_errors_are_recognized() -> None:
     assert isinstance(too_large, errors.ResourceExhaustedError)
     assert too_large.too_large
     assert not is_transient(too_large)
+    missing = Code.FAILED_PRECONDITION, "x", error_info("NOT_REPLICATED")
+    assert is_transient(failed(*missing, retry_info(0)))
+    assert not is_transient(failed(*missing))
+    assert not is_transient(failed(Code.FAILED_PRECONDITION, "x", error_info("X"), retry_info(0)))
     for code in (Code.INTERNAL, Code.DEADLINE_EXCEEDED, Code.ABORTED):
         assert not is_transient(failed(code, "x", error_info("X")))
 

@@ -24,7 +24,6 @@ from tests.support.backends import opened
 from tests.support.drafts import lone
 from tests.support.postgres import execute
 from tests.support.standby import ReplicatedPostgres, replicated_postgres
-from tests.support.waiting import until_async
 
 WITHIN = 50
 """Seconds for a failover on a busy machine. The time limit of a statement is longer."""
@@ -46,10 +45,8 @@ def steady() -> Iterator[ReplicatedPostgres]:
 
 
 @asynccontextmanager
-async def store(dsn: str, *, require_sync: bool = False) -> AsyncIterator[PostgreSQLStorage]:
-    values = PostgreSQLOptions(
-        dsn, pool_min=1, pool_max=4, statement_timeout=100, require_sync=require_sync
-    )
+async def store(dsn: str) -> AsyncIterator[PostgreSQLStorage]:
+    values = PostgreSQLOptions(dsn, pool_min=1, pool_max=4, statement_timeout=100)
     async with opened(lambda: PostgreSQLStorage(values)) as backend:
         assert isinstance(backend, PostgreSQLStorage)
         yield backend
@@ -87,30 +84,6 @@ async def test_killed_primary(postgres: ReplicatedPostgres) -> None:
             f"before-{n}" for n in range(5)
         ]
     assert {"after", "before-4"} <= await ids_on(postgres.standby.dsn)
-
-
-async def test_new_primary_without_a_required_standby(
-    postgres: ReplicatedPostgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Clients repeat a write while the standbys may still connect; later it is refused."""
-    async with store(postgres.dsn, require_sync=True) as backend:
-        await saved(backend, "before")
-        postgres.primary.kill9()
-        await asyncio.to_thread(postgres.standby.promote)
-
-        async def refusal() -> str:
-            with pytest.raises(StorageError) as caught:
-                await backend.save(lone("after"))
-            return f"{type(caught.value).__name__}: {caught.value}"
-
-        async def says_it_is_new() -> bool:
-            return "no synchronous standby streams from the new primary" in await refusal()
-
-        await until_async(says_it_is_new, WITHIN)
-        assert (await refusal()).startswith("UnavailableError")
-        monkeypatch.setattr("sagastore_server.postgresql.pool.STANDBYS_CONNECT", 0.0)
-        assert (await refusal()).startswith("NotReplicatedError")
-    assert "after" not in await ids_on(postgres.standby.dsn)
 
 
 async def test_silent_primary_is_left_and_never_used_again(postgres: ReplicatedPostgres) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from sagastore import AsyncClient
 from sagastore_server.migration.migrating_service import MigratingService, Options
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.target import PostgreSQLTarget
+from sagastore_server.rpc.admission import Limits
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import NotReplicatedError, PreconditionError, UnavailableError
 from sagastore_server.storage.migration import MigrationControl
@@ -21,11 +23,13 @@ from sagastore_server.storage.model import Store
 from sagastore_server.storage.phase import Phase
 from tests.support.backends import opened
 from tests.support.drafts import lone
+from tests.support.in_process_server import served
 from tests.support.migrating_service import change
 from tests.support.postgres import execute, with_parameter
 from tests.support.standby import ReplicatedPostgres, replicated_postgres
 from tests.support.waiting import WITHIN, until, until_async
 
+_WINDOW = "sagastore_server.postgresql.commit._STANDBY_RETURNS_WITHIN"
 _WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 _CANCEL = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
@@ -108,7 +112,9 @@ async def test_commit_that_waits_is_visible(postgres: ReplicatedPostgres) -> Non
         assert backend.loads()[0].commit_seconds == 0
 
 
-async def test_required_standby_is_missing(postgres: ReplicatedPostgres) -> None:
+async def test_required_standby_is_missing(
+    postgres: ReplicatedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with store(postgres, require_sync=True) as backend:
         await backend.save(lone("with standby"))
         postgres.standby.stop()
@@ -118,10 +124,48 @@ async def test_required_standby_is_missing(postgres: ReplicatedPostgres) -> None
         assert [blocker.reason for blocker in caught.value.blockers] == ["NOT_REPLICATED"]
         assert backend.loads()[0].is_unreplicated
         assert (await backend.get("with standby")).id == "with standby"
+        assert caught.value.retry_after is not None  # Its standby was there a moment ago.
+        monkeypatch.setattr(_WINDOW, 0.0)
+        with pytest.raises(NotReplicatedError) as caught:
+            await backend.save(lone("without standby"))
+        assert caught.value.retry_after is None
         postgres.standby.start()
         await postgres.until_synchronous()
         assert (await backend.save(lone("without standby"))).created
         assert not backend.loads()[0].is_unreplicated
+
+
+async def test_client_repeats_a_write_until_the_required_standby_is_back(
+    postgres: ReplicatedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_WINDOW, 600.0)
+    async with store(postgres, require_sync=True) as backend, served(backend, Limits()) as server:
+        await backend.save(lone("before"))
+        postgres.standby.stop()
+        await postgres.until_synchronous(0)
+        async with AsyncClient(server.address, timeout=600) as client:
+            saving = asyncio.create_task(
+                client.save("after", role="user", provider="p", id="after")
+            )
+            await until(lambda: backend.loads()[0].is_unreplicated)
+            postgres.standby.start()
+            assert (await saving).created
+
+
+async def test_standby_that_never_streamed_is_not_waited_for(
+    postgres: ReplicatedPostgres,
+) -> None:
+    postgres.standby.stop()
+    try:
+        await postgres.until_synchronous(0)
+        # Its schema exists, so the start writes nothing.
+        async with store(postgres, require_sync=True) as backend:
+            with pytest.raises(NotReplicatedError) as caught:
+                await backend.save(lone("never"))
+        assert caught.value.retry_after is None
+    finally:
+        postgres.standby.start()
+        await postgres.until_synchronous()
 
 
 async def test_asynchronous_standby_is_not_enough(postgres: ReplicatedPostgres) -> None:

@@ -9,6 +9,7 @@ lose it. Such a write must not be acknowledged. ``statement_timeout`` does not a
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import asyncpg
 
 from sagastore_server.postgresql.queries import QUERIES
-from sagastore_server.storage.errors import UnavailableError
+from sagastore_server.storage.errors import NotReplicatedError, UnavailableError
 
 _CANCELLED_IN = "SyncRepWaitForLSN"
 """Function of PostgreSQL that sends the warning (backend/replication/syncrep.c, since 9.1). The
@@ -28,8 +29,27 @@ _OUTCOME_UNKNOWN = (
     "lose it; repeat the write with the same id, or read it once the standby is back"
 )
 
-NOT_REPLICATED, UNVERIFIABLE = "SG002", "SG003"
+_NOT_REPLICATED, _UNVERIFIABLE = "SG002", "SG003"
 """SQLSTATE of a commit that ``require_standby`` of queries.sql refuses."""
+
+_REFUSED = {
+    _NOT_REPLICATED: (
+        "no synchronous standby of PostgreSQL receives changes, and postgres_require_sync is set, "
+        "so the write was refused; start a standby that synchronous_standby_names includes"
+    ),
+    _UNVERIFIABLE: (
+        "this role of PostgreSQL cannot see whether a synchronous standby receives changes, and "
+        "postgres_require_sync is set, so the write was refused; GRANT pg_read_all_stats to it"
+    ),
+}
+
+_STANDBY_RETURNS_WITHIN = 5.0
+"""Seconds after the first refusal in which clients may repeat a write. After a failover or a restart
+of the primary, the standbys take up to three seconds to connect (measured with Patroni,
+docs/how-to/patroni.md)."""
+
+_RETRY_AFTER = 0.2
+"""Seconds after which a refused write may be repeated."""
 
 
 class Commits:
@@ -52,6 +72,9 @@ class Commits:
         """Commits whose wait for a standby was cancelled, since the start."""
         self.is_refused = False
         """Whether the latest write was refused because no synchronous standby streams."""
+        self._refused_at: float | None = None
+        """When refusals began that no confirmed write has ended; None before the first confirmed
+        write: a standby that never streamed does not return."""
 
     @property
     def longest_seconds(self) -> float:
@@ -75,9 +98,9 @@ class Commits:
         ``then`` are statements to send in one message with it, with a leading semicolon.
 
         Raises:
-            asyncpg.PostgresError: With SQLSTATE `NOT_REPLICATED` or `UNVERIFIABLE` if no
-                synchronous standby streams, or that cannot be seen; nothing was committed, and
-                the transaction must be rolled back.
+            NotReplicatedError: No synchronous standby streams, or that cannot be seen; nothing
+                was committed, and the transaction must be rolled back.
+            UnavailableError, asyncpg.PostgresError, OSError, ...: As `commit`.
 
         """
         if not self._requires_standby:
@@ -86,9 +109,24 @@ class Commits:
         try:
             await self._commit(connection, f"{QUERIES['require_standby']}; COMMIT{then}")
         except asyncpg.PostgresError as exc:
-            self.is_refused = exc.sqlstate in {NOT_REPLICATED, UNVERIFIABLE}
-            raise
+            refusal = self._refusal(exc.sqlstate)
+            self.is_refused = refusal is not None
+            if refusal is None:
+                raise
+            raise refusal from exc
         self.is_refused = False
+        self._refused_at = math.inf
+
+    def _refusal(self, sqlstate: str) -> NotReplicatedError | None:
+        if sqlstate not in _REFUSED:
+            return None
+        retry_after = None
+        if sqlstate == _NOT_REPLICATED and self._refused_at is not None:
+            now = self._clock()
+            self._refused_at = min(self._refused_at, now)
+            if now - self._refused_at < _STANDBY_RETURNS_WITHIN:
+                retry_after = _RETRY_AFTER
+        return NotReplicatedError(_REFUSED[sqlstate], retry_after)
 
     async def _commit(self, connection: Any, statement: str) -> None:
         warnings: list[str | None] = []

@@ -14,12 +14,10 @@ from collections.abc import Iterator
 
 import asyncpg
 
-from sagastore_server.postgresql.commit import NOT_REPLICATED, UNVERIFIABLE
 from sagastore_server.postgresql.primary import NotThePrimaryError
 from sagastore_server.storage.errors import (
     CorruptStoreError,
     FencedError,
-    NotReplicatedError,
     StorageError,
     StorageFullError,
     UnavailableError,
@@ -69,17 +67,6 @@ _CHANGED_SCHEMA = ("42P01", "42703")
 _GUARDED = ("SG001",)  # Raised by make_guard in migration.sql.
 _QUOTING = ("22", "23", "54", "P0", "XX", "38", "39")
 """Errors whose messages may quote values: data, constraints, limits, functions, defects."""
-
-_REFUSED = {
-    NOT_REPLICATED: (
-        "no synchronous standby of PostgreSQL receives changes, and postgres_require_sync is set, "
-        "so the write was refused; start a standby that synchronous_standby_names includes"
-    ),
-    UNVERIFIABLE: (
-        "this role of PostgreSQL cannot see whether a synchronous standby receives changes, and "
-        "postgres_require_sync is set, so the write was refused; GRANT pg_read_all_stats to it"
-    ),
-}
 
 
 def sqlstate(error: BaseException) -> str:
@@ -134,8 +121,6 @@ def translated(error: BaseException) -> StorageError:
             "the PostgreSQL store is the target of a migration that another server holds; write "
             "through that server until the migration is finished"
         )
-    if state in _REFUSED:
-        return NotReplicatedError(_REFUSED[state])
     return _unavailable(error, state) or StorageError(
         "the PostgreSQL store failed to run the request; see the server's log"
     )

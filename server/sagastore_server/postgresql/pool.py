@@ -21,15 +21,13 @@ import asyncpg
 from sagastore_server.config.connection import resolve
 from sagastore_server.interfaces.tracing import NO_TRACER, Tracer
 from sagastore_server.postgresql import session
-from sagastore_server.postgresql.commit import NOT_REPLICATED, Commits
+from sagastore_server.postgresql.commit import Commits
 from sagastore_server.postgresql.connecting import Connection, Connector, WatchedConnection
 from sagastore_server.postgresql.diagnosis import ProblemLog
 from sagastore_server.postgresql.errors import (
     DRIVER_ERRORS,
-    RETRY_AFTER,
     is_connection_loss,
     is_demotion,
-    sqlstate,
     translating,
 )
 from sagastore_server.postgresql.options import PostgreSQLOptions
@@ -37,7 +35,7 @@ from sagastore_server.postgresql.positions import Commit, committed_at, examine
 from sagastore_server.postgresql.primary import Role, role_of
 from sagastore_server.postgresql.queries import QUERIES
 from sagastore_server.postgresql.rows import decode_time, encode_time, unchanged
-from sagastore_server.storage.errors import CannotOpenError, UnavailableError
+from sagastore_server.storage.errors import CannotOpenError, StorageError, UnavailableError
 
 __all__ = ["Connection", "Pool"]
 
@@ -46,16 +44,6 @@ _NETWORK_MARGIN = 2.0
 
 _CLOSE_TIMEOUT = 5.0
 """Seconds that running reads have to finish when the pool closes."""
-
-STANDBYS_CONNECT = 15.0
-"""Seconds after a promotion in which a write without a synchronous standby may be repeated: a
-manager of the cluster, such as Patroni, takes some seconds to point the standbys to the new
-primary."""
-
-_NO_STANDBY_YET = (
-    "no synchronous standby streams from the new primary of PostgreSQL yet, and "
-    "postgres_require_sync is set, so nothing was stored; try again"
-)
 
 _SYSTEM = {"db.system.name": "postgresql"}
 """Attributes of the spans."""
@@ -309,8 +297,8 @@ class Pool:
             then: Statements sent in one message with the commit, with a leading semicolon.
 
         Raises:
-            UnavailableError: The standby has not confirmed the commit, and the outcome is unknown;
-                or no standby streams from a new primary yet, and nothing was committed.
+            UnavailableError: The standby has not confirmed the commit; the outcome is unknown.
+            NotReplicatedError: The required standby does not stream; nothing was committed.
 
         """
         await connection.execute(begin + self.local_settings())
@@ -324,12 +312,10 @@ class Pool:
                 await self.commits.commit_write(connection, then)
             else:
                 await self.commits.commit(connection)
-        except (asyncpg.PostgresError, UnavailableError) as exc:
+        except (asyncpg.PostgresError, StorageError):
             # Refused before COMMIT: the transaction is still open. Or not confirmed: that of
             # ``then`` is.
             await _roll_back(connection)
-            if sqlstate(exc) == NOT_REPLICATED and self._lacks_standbys_for_now:
-                raise UnavailableError(_NO_STANDBY_YET, retry_after=RETRY_AFTER) from exc
             raise
 
     @contextlib.asynccontextmanager
@@ -352,11 +338,6 @@ class Pool:
         finally:
             if then:
                 await _roll_back(connection)
-
-    @property
-    def _lacks_standbys_for_now(self) -> bool:
-        """Whether the standbys of a new primary have not had the time to connect to it."""
-        return self.connector is not None and self.connector.primary.seconds < STANDBYS_CONNECT
 
     @property
     def _timeout_ms(self) -> int:

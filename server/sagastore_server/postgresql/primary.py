@@ -9,8 +9,6 @@ so it is never used again.
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -89,12 +87,6 @@ class Primary:
         """Address of the last primary; None: not known yet."""
         self.timeline = 0
         """Highest timeline of a primary; 0: not known."""
-        self._promoted_at = -math.inf
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since a promotion was noticed; infinite if none was."""
-        return time.monotonic() - self._promoted_at
 
     @property
     def is_known(self) -> bool:
@@ -123,7 +115,6 @@ class Primary:
         if role.timeline > self.timeline:
             is_new, self.timeline = self.timeline > 0, role.timeline
             if is_new:
-                self._promoted_at = time.monotonic()
                 _log.warning(
                     "PostgreSQL has a new primary: %s, timeline %d", address, role.timeline
                 )

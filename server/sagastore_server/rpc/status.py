@@ -32,6 +32,7 @@ from sagastore_server.storage.errors import (
     FencedError,
     InvalidRequestError,
     NotFoundError,
+    NotReplicatedError,
     PreconditionError,
     ResponseTooLargeError,
     RevisionMismatchError,
@@ -155,6 +156,14 @@ def _precondition_failure(error: PreconditionError) -> Iterator[Message]:
     yield failure
 
 
+def _not_replicated(error: NotReplicatedError) -> Iterator[Message]:
+    yield from _precondition_failure(error)
+    if error.retry_after is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(int(error.retry_after * 1000))
+        yield retry
+
+
 def _retry_elsewhere(_: FencedError) -> Iterator[Message]:
     retry = error_details_pb2.RetryInfo()
     retry.retry_delay.FromMilliseconds(_FENCED_RETRY_MS)
@@ -216,6 +225,7 @@ _TABLE: dict[type, _Rule] = {
     # Not RESOURCE_EXHAUSTED, which clients retry: the same search would take as long again.
     SearchTooLongError: _Rule(_CODE.DEADLINE_EXCEEDED, _no_details, _no_metadata),
     PreconditionError: _Rule(_CODE.FAILED_PRECONDITION, _precondition_failure, _blocker_metadata),
+    NotReplicatedError: _Rule(_CODE.FAILED_PRECONDITION, _not_replicated, _blocker_metadata),
     # The request had no effect and is valid: the server that holds the migration lease accepts
     # it, and the client or its load balancer has the address of that server. Clients do not
     # retry FAILED_PRECONDITION.

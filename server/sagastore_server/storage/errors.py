@@ -157,9 +157,14 @@ class NotReplicatedError(PreconditionError):
 
     reason = "NOT_REPLICATED"
 
-    def __init__(self, message: str) -> None:
-        """Report the cause and the remedy."""
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        """Report the cause and the remedy.
+
+        ``retry_after``: seconds after which the write may be repeated, because the standby has
+        only just been lost; None: somebody must act first.
+        """
         super().__init__((Blocker(self.reason, message),))
+        self.retry_after = retry_after
 
 
 class FencedError(StorageError):
