@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sagastore import AsyncClient
+from sagastore import AsyncClient, Message
 from sagastore_server.migration.migrating_service import MigratingService, Options
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
@@ -144,9 +144,7 @@ async def test_client_repeats_a_write_until_the_required_standby_is_back(
         postgres.standby.stop()
         await postgres.until_synchronous(0)
         async with AsyncClient(server.address, timeout=600) as client:
-            saving = asyncio.create_task(
-                client.save("after", role="user", provider="p", id="after")
-            )
+            saving = asyncio.create_task(client.save(Message(provider="p", role="user")))
             await until(lambda: backend.loads()[0].is_unreplicated)
             postgres.standby.start()
             assert (await saving).created

@@ -44,8 +44,8 @@ _REFUSED = {
 }
 
 _STANDBY_RETURNS_WITHIN = 5.0
-"""Seconds after the first refusal in which clients may repeat a write. After a failover or a restart
-of the primary, the standbys take up to three seconds to connect (measured with Patroni,
+"""Seconds after the first refusal in which clients may repeat a write. After a failover or a
+restart of the primary, the standbys take up to three seconds to connect (measured with Patroni,
 docs/how-to/patroni.md)."""
 
 _RETRY_AFTER = 0.2
