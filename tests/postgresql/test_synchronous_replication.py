@@ -144,7 +144,7 @@ async def test_client_repeats_a_write_until_the_required_standby_is_back(
         postgres.standby.stop()
         await postgres.until_synchronous(0)
         async with AsyncClient(server.address, timeout=600) as client:
-            saving = asyncio.create_task(client.save(Message(provider="p", role="user")))
+            saving = asyncio.create_task(client.save(Message("after", "p", "user")))
             await until(lambda: backend.loads()[0].is_unreplicated)
             postgres.standby.start()
             assert (await saving).created
