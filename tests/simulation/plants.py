@@ -61,6 +61,13 @@ NOT_APPLICABLE = {
     "two-owners": "the lock of the model's file cannot be bypassed",
     "synchronous-normal": "power loss is not simulated",
     "synchronous-off": "power loss is not simulated",
+    **dict.fromkeys(
+        (
+            *("ignore-replication-warning", "position-before-commit", "ignore-timeline"),
+            *("check-in-the-same-statement", "no-host-timeout", "repeat-revisions"),
+        ),
+        "PostgreSQL is one server without standbys",
+    ),
 }
 """Plants of the campaign that patch code that the simulation does not contain."""
 
