@@ -3,7 +3,7 @@
     python -m scripts.write_chart
 
 The schema of the values gets the settings of the server, so that `helm` refuses a wrong name or
-value; the alerts are copied, because a chart can only contain files of its own folder.
+value; the alerts are copied, because a chart can only contain files of its folder.
 """
 
 from __future__ import annotations

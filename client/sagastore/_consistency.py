@@ -164,7 +164,7 @@ class Positions:
     """The newest position that a client has seen, and what its reads require. Thread-safe.
 
     If the state that a call has written or seen is not known, there is no position that covers it:
-    its response had none, the call failed and may have had an effect, or its error tells that the
+    its response had none, the call failed and may have had an effect, or its error says that the
     store has changed. Session reads then require the latest state, until a call that began later
     and saw the latest state has told its position.
     """

@@ -24,7 +24,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Serving(NamedTuple):
-    """State of a server that has begun to accept calls."""
+    """State of a server that accepts calls."""
 
     version: str
     address: Address

@@ -139,7 +139,7 @@ class Forwarder:
             return f"PostgreSQL must name the server with the SQLite file, but: {self._trouble}"
         if record is None:
             return (
-                "no migration to this database has begun; set forward_to to the address of the "
+                "there is no migration to this database yet; set forward_to to the address of the "
                 "server with the SQLite file, or wait until it is in dual-write"
             )
         return (

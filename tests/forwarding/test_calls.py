@@ -74,7 +74,7 @@ async def test_answers_of_both_servers_are_equal(both: Pair) -> None:
 @pytest.mark.parametrize(
     "request_of",
     [
-        lambda: ("Get", storage_pb2.GetRequest(id="nobody")),
+        lambda: ("Get", storage_pb2.GetRequest(id="absent")),
         lambda: ("Get", storage_pb2.GetRequest()),
         lambda: ("Save", storage_pb2.SaveRequest(message=message(provider="", role="x" * 40))),
         lambda: ("Save", storage_pb2.SaveRequest(message=message(), if_revision=7)),
@@ -210,7 +210,7 @@ async def test_forwarder_decides_about_the_token_first() -> None:
 
 
 class _Headers(Tracer):
-    """Keeps the headers of the calls; is traced itself if it has headers of its own."""
+    """Keeps the headers of the calls; is traced itself if it has headers."""
 
     def __init__(self, own: Mapping[str, str]) -> None:
         self.own = own

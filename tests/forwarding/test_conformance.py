@@ -1,6 +1,6 @@
 """Calls of StorageService through a forwarder: the tests of a single server, on the other address.
 
-The forwarder is told the address of the holder, and needs no PostgreSQL for that.
+The forwarder knows the address of the holder, and needs no PostgreSQL for that.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def storage(
     """Call a forwarder of this module."""
     folder = tmp_path_factory.mktemp("forwarding")
     holder = ServerProcess(folder / "sagastore.db")
-    nobody = ReservedPort()
+    unused = ReservedPort()
     try:
         holder.start()
         forwarder = ServerProcess(
             folder / "none.db",
             *("--forward", "--forward-to", holder.address),
-            postgres=f"postgresql://nobody@{nobody.address}/nothing",
+            postgres=f"postgresql://user@{unused.address}/nothing",
         )
         try:
             forwarder.spawn()
@@ -55,4 +55,4 @@ def storage(
             forwarder.close()
     finally:
         holder.close()
-        nobody.close()
+        unused.close()

@@ -90,7 +90,7 @@ async def test_setting_is_used_until_the_database_knows_the_holder(given: Made) 
 
 
 async def test_without_the_setting_the_database_must_know_the_holder(made: Made) -> None:
-    assert "no migration to this database has begun; set forward_to" in await made.detail()
+    assert "there is no migration to this database yet; set forward_to" in await made.detail()
     made.records.set(Phase.DUAL_WRITE, "")
     assert "has not given its address; set forward_to" in await made.detail()
     made.records.error = UnavailableError("PostgreSQL is unavailable")
@@ -119,7 +119,7 @@ async def test_finished_migration_ends_following(made: Made) -> None:
     made.records.set(Phase.POSTGRES_ONLY, "")
     await made.forwarder.follow()
     assert [*finished, made.forwarder.is_finished] == [False, True]
-    # Until this server answers by itself, the former holder does.
+    # Until this server answers, the former holder does.
     assert await made.holder() == FIRST
     made.forwarding.end()
     assert made.forwarder.state() is None

@@ -55,7 +55,7 @@ class Fleet(NamedTuple):
 
 @asynccontextmanager
 async def fleet(folder: Path, dsn: str, forwarders: int = 2) -> AsyncIterator[Fleet]:
-    """Run a holder on ``memory.db`` and forwarders that are told its address."""
+    """Run a holder on ``memory.db`` and forwarders that know its address."""
     holder = ServerProcess(folder / "memory.db", env={"SAGASTORE_POSTGRES": dsn})
     others: list[ServerProcess] = []
     try:
@@ -203,12 +203,12 @@ async def test_server_without_sqlite_during_and_after_a_migration(tmp_path: Path
 
 
 async def test_status_says_why_calls_cannot_be_forwarded(tmp_path: Path) -> None:
-    """The forwarder is told its own address."""
-    own, ops, nobody = ReservedPort(), ReservedPort(), ReservedPort()
+    """The forwarder has its own address as that of the holder."""
+    own, ops, unused = ReservedPort(), ReservedPort(), ReservedPort()
     server = ServerProcess(
         tmp_path / "none.db",
         *("--forward", "--forward-to", own.address),
-        postgres=f"postgresql://nobody@{nobody.address}/nothing",
+        postgres=f"postgresql://user@{unused.address}/nothing",
         env={"SAGASTORE_OPS_LISTEN": ops.address},
     )
     server.address = own.address
@@ -228,5 +228,5 @@ async def test_status_says_why_calls_cannot_be_forwarded(tmp_path: Path) -> None
         assert own.address in reason["detail"]
     finally:
         server.close()
-        for port in (own, ops, nobody):
+        for port in (own, ops, unused):
             port.close()

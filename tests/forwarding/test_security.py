@@ -55,11 +55,11 @@ class Secured:
             "SAGASTORE_FORWARD_KEY": str(self.key),
         }
         env |= {f"SAGASTORE_{name}": value for name, value in settings.items()}
-        nobody = ReservedPort()
+        unused = ReservedPort()
         server = ServerProcess(
             self.folder / "none.db",
             env={name: value for name, value in env.items() if value},
-            postgres=f"postgresql://nobody@{nobody.address}/nothing",
+            postgres=f"postgresql://user@{unused.address}/nothing",
         )
         try:
             server.spawn()
@@ -67,7 +67,7 @@ class Secured:
             yield server
         finally:
             server.close()
-            nobody.close()
+            unused.close()
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the lines of the audit trail."""
@@ -102,7 +102,7 @@ async def test_callers_keep_their_identity_over_mutual_tls(secured: Secured, pki
 async def test_certificate_of_the_forwarder_gives_its_callers_no_role(
     secured: Secured, pki: Pki
 ) -> None:
-    """A forwarder without access control on the loopback address, where everybody can call it."""
+    """A forwarder without access control on the loopback address: local programs can call it."""
     async with secured.forwarder(ACCESS="") as forwarder:
         await asyncio.to_thread(forwarder.wait_for_event, "forwarding")
         async with AsyncClient(forwarder.address, tls=TLS(ca=pki.ca)) as client:

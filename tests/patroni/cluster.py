@@ -2,7 +2,7 @@
 
 Everything runs on 127.0.0.1, as another user if the tests run as root. Patroni reads
 ``deploy/patroni/patroni.yml``; what differs between the nodes is in environment variables, as in
-``deploy/patroni/node.env``. Each node has a session of its own, so that a fault hits all of it.
+``deploy/patroni/node.env``. Each node has a separate session, so that a fault hits all of it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Node:
             self._process = None
 
     def kill_postgres(self) -> None:
-        """Kill the postmaster; Patroni goes on."""
+        """Kill the postmaster; Patroni continues."""
         _signal([next(self._postgres())], signal.SIGKILL)
 
     def _signal_patroni(self, number: signal.Signals) -> None:
@@ -256,7 +256,7 @@ class PatroniCluster:
     # ------------------------------------------------------------------ faults
 
     def kill_postgres(self, name: str) -> None:
-        """Kill the postmaster of a node; its Patroni goes on."""
+        """Kill the postmaster of a node; its Patroni continues."""
         self.nodes[name].kill_postgres()
 
     def kill(self, name: str) -> None:

@@ -81,7 +81,7 @@ async def test_positions_across_a_promotion(postgres: ReplicatedPostgres) -> Non
         assert isinstance(both, PostgreSQLStorage)
         before = await saved(former, "before")
         await until_async(lambda: postgres.value("SELECT count(*) = 1 FROM messages", standby=True))
-        # Without it, only the position tells that there is a later timeline.
+        # Without it, only the position shows that there is a later timeline.
         assert both._watcher is not None
         await both._watcher.close()
         await asyncio.to_thread(postgres.standby.promote)

@@ -149,7 +149,7 @@ async def test_own_writes_are_seen_while_the_replica_lags(postgres: ReplicatedPo
 
 
 async def test_concurrent_writers_see_their_writes(postgres: ReplicatedPostgres) -> None:
-    """Reads share statements, each with a position of its own."""
+    """Reads share statements, each with a different position."""
 
     async def turn(number: int) -> None:
         id, replaced = f"shared-{number % 4}", set[str]()

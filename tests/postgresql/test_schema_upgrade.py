@@ -116,7 +116,7 @@ async def test_calls_proceed_while_an_upgrade_waits_for_a_long_read(
             pid = await reader.fetchval("SELECT pg_backend_pid()")
         assert await upgrading == NEXT
         assert f"table messages is in use by process {pid} (application a report" in caplog.text
-        # A server of the former version goes on.
+        # A server of the former version continues.
         await server.save(draft("m-2"))
         assert (await server.health()).schema_version == NEXT
 
@@ -332,7 +332,7 @@ async def test_server_that_only_answers_reads_turns_unhealthy(
 
 
 async def test_change_of_a_type_invalidates_no_write_and_no_read(dsn: str) -> None:
-    """The prepared statements of a server that goes on have other results then."""
+    """The prepared statements of a server that continues have other results then."""
     async with opened_plain(dsn, pool_max=1) as server:
         for id in ("m-1", "m-2", "m-3"):
             await server.save(draft(id))

@@ -198,7 +198,7 @@ def _as_other() -> list[str]:
 
 
 def give_away(*folders: Path) -> None:
-    """Let PostgreSQL, which may run as another user, write to folders and nobody else read them."""
+    """Let PostgreSQL, which may be another user, write to folders, and no other user read them."""
     user = _other_user()
     for folder in folders:
         folder.chmod(0o700)

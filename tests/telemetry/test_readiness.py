@@ -221,7 +221,7 @@ def test_outdated_server_is_not_ready_if_postgresql_is_the_only_store() -> None:
     assert reasons(readiness) == ["STORE_DOWN"]
 
 
-def replica(number: int, out: str, detail: str = "it is away; look for it") -> ReplicaLoad:
+def replica(number: int, out: str, detail: str = "it is stopped; start it") -> ReplicaLoad:
     return ReplicaLoad(number, f"db{number}/saga", out, detail, 0, 0, 1, 0, 0, 4)
 
 

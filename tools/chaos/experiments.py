@@ -46,7 +46,7 @@ SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'S
 
 
 class Load:
-    """Clients that save new messages, and what they were told."""
+    """Clients that save new messages, and the answers they got."""
 
     def __init__(self, addresses: list[str], *, timeout: float, retry: RetryPolicy | None) -> None:
         """Write to the servers; ``retry`` is a policy, None the default one."""

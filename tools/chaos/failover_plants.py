@@ -69,7 +69,7 @@ def _ignore_timeline() -> None:
     replace(Connector, "_promoted", lambda self: self._on_promotion())
 
 
-@plant("no-host-timeout", "a silent host has no time limit of its own", CLUSTER)
+@plant("no-host-timeout", "a silent host has no separate time limit", CLUSTER)
 def _no_host_timeout() -> None:
     original = Connector.__init__
 

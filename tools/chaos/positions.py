@@ -66,7 +66,7 @@ class _Id:
     """Sessions of all values that were sent."""
 
     def latest(self, place: Place) -> tuple[int, Operation] | None:
-        """Return the highest revision that was told with a position at or before ``place``."""
+        """Return the highest revision shown with a position at or before ``place``."""
         end = bisect.bisect_right(self.told, place, key=lambda one: one[0])
         _, revision, operation = max(
             self.told[:end], key=lambda one: one[1], default=(None, 0, None)

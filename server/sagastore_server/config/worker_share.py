@@ -29,7 +29,7 @@ _FEWEST_CONNECTIONS = 2
 
 
 def share_of(settings: Settings) -> Settings:
-    """Return the settings of one worker: its part of each limit, and no ops port of its own."""
+    """Return the settings of one worker: its part of each limit, and no ops port."""
     parts: dict[str, object] = {
         name: getattr(settings, name) // settings.workers for name in _SHARED
     }

@@ -28,7 +28,7 @@ class HolderRecords(Protocol):
     """Reads the record of a migration."""
 
     async def read(self) -> HolderRecord | None:
-        """Return the record; None: no migration to the database has begun.
+        """Return the record; None: there is no migration to the database.
 
         Raises:
             StorageError: The database is unavailable or cannot be used.

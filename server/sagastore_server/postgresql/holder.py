@@ -32,7 +32,7 @@ async def announce(connection: Connection, session: str, address: str) -> None:
 
 
 class HolderReader:
-    """Implements `HolderRecords`, over one connection of its own."""
+    """Implements `HolderRecords`, over one separate connection."""
 
     def __init__(self, options: PostgreSQLOptions) -> None:
         """Create a reader; only ``read`` connects."""

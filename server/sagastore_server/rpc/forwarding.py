@@ -8,8 +8,8 @@ The caller was admitted here, and the holder decides about it again.
   A call that the holder refused because it starts or drains had no effect, and waits as well.
 * Nothing is answered in place of the holder: if the connection is lost after a call was sent, its
   outcome is unknown, and the answer is HOLDER_LOST. Whether to repeat it is the client's decision.
-* `end` lets this server answer by itself. Calls that wait are then answered here. Those that the
-  holder has go on, and so do streams until it ends them.
+* After `end` this server answers. Calls that wait are then answered here. Those that the holder
+  has continue, and so do streams until it ends them.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Forwarding:
         self._notify()
 
     def end(self) -> None:
-        """Let this server answer by itself, now and for good."""
+        """Let this server answer all calls from now on."""
         self.active = False
         self._notify()
 
@@ -154,7 +154,7 @@ class Forwarding:
         """Forward a call of ``method`` (``service/method``), and return the answer.
 
         Returns:
-            None if this server must answer the call by itself.
+            None if this server must answer the call.
 
         Raises:
             ForwardedStatusError: The holder has ended the call with this status.
@@ -182,7 +182,7 @@ class Forwarding:
         return None
 
     async def connected(self) -> HolderConnection | None:
-        """Wait for a holder that can be reached; None: this server must answer by itself.
+        """Wait for a holder that can be reached; None: this server must answer.
 
         Raises:
             HolderUnreachableError: None can be reached.

@@ -161,7 +161,7 @@ class NotReplicatedError(PreconditionError):
         """Report the cause and the remedy.
 
         ``retry_after``: seconds after which the write may be repeated, because the standby has
-        only just been lost; None: somebody must act first.
+        only just been lost; None: the standby must be started first.
         """
         super().__init__((Blocker(self.reason, message),))
         self.retry_after = retry_after

@@ -1,6 +1,6 @@
 """Store watch: the health of the store, for readiness and for gRPC health checks.
 
-A module of its own, because a server that forwards its calls begins to watch when it stops that.
+A separate module, because a server that forwards its calls begins to watch when it stops that.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class OrderedStop(StopSignals):
 
 
 class Control:
-    """Obeys the orders of the supervising process, in a thread of its own.
+    """Obeys the orders of the supervising process, in a separate thread.
 
     So a worker whose event loop hangs still reports that, and ends with the supervising process.
     """

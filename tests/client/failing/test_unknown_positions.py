@@ -153,7 +153,7 @@ async def test_batch_get_has_no_position_unless_it_covers_all_parts(
 async def test_refused_position_of_the_client_is_forgotten(
     script: Script, session: AsyncClient, caplog: pytest.LogCaptureFixture, rpc: Rpc
 ) -> None:
-    """After a move to another PostgreSQL system, the client reads the latest state and goes on."""
+    """After a move to another PostgreSQL, the client reads the latest state and continues."""
     moved = at(3, system=SYSTEM + 1)
     script.play(rpc.name, refused_position(), rpc.step(moved))
     session.observe(at(100))

@@ -8,7 +8,7 @@ It loses no acknowledged commit if ``synchronous_standby_names`` requires one of
    compared; the manager waits for those that do not answer.
 3. The others follow it. The former primary is stopped, rewound or copied again, and follows, too.
 
-SagaStore has no part in this: it finds the primary by itself.
+SagaStore has no part in this: it finds the primary.
 """
 
 from __future__ import annotations

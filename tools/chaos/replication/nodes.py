@@ -2,7 +2,7 @@
 
     server 1..3 ── proxy ── node 1..3 ── proxy ── node 1..3
 
-Every server reaches every node through a link of its own, and so does every node that receives WAL
+Every server reaches every node through a separate link, and so does every node that receives WAL
 from another one, so that any pair can be separated. The harness itself uses the Unix sockets.
 """
 
@@ -178,7 +178,7 @@ class Node(PostgresProcess):
                 connection.terminate()
 
     async def run(self, *statements: str) -> None:
-        """Run statements, each in a transaction of its own.
+        """Run statements, each in a separate transaction.
 
         Raises:
             asyncpg.PostgresError, OSError, TimeoutError: It does not answer.

@@ -61,7 +61,7 @@ class ClusterWorkload:
         self._latest = Workload(",".join(addresses), seed, history, clients=CLIENTS, rest=0.06)
         self._sent = itertools.count(1)
         self.written = asyncio.Event()
-        """Whether the clients have begun: the first write was acknowledged."""
+        """Whether the clients run: the first write was acknowledged."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Read and write until ``stop``."""
@@ -179,7 +179,7 @@ class ClusterWorkload:
             for count in itertools.count():
                 if stop.is_set():
                     return
-                # A message of its own per call: unanswered attempts then stay few per message.
+                # A separate message per call: unanswered attempts then stay few per message.
                 message = Message(
                     "openai",
                     "user",
