@@ -248,7 +248,7 @@ def test_replica_out_of_rotation_is_a_warning(states: tuple[str, ...], missing: 
     assert [one.detail.split(",")[0] for one in found] == [
         f"replica {number} of PostgreSQL" for number in missing
     ]
-    assert all(one.remedy == "look for it" for one in found)
+    assert all(one.remedy == "start it" for one in found)
 
 
 def test_refused_unreplicated_write_is_a_warning() -> None:
