@@ -8,14 +8,12 @@ files that are out of date and writes nothing.
 
 Each public method becomes a method with the same parameters and docstring:
 
-- A method that uses the connection (`self._caller`) delegates: the asynchronous method
-  runs on the event loop of the portal, and the calling thread waits.
-- A method that is composed of other methods is translated statement by statement
-  (`async for` becomes `for`), so that iterables and callbacks that belong to the caller
-  run in the calling thread.
+- A method that uses the connection (`self._caller`) delegates: the asynchronous method runs on the
+  event loop of the portal, and the calling thread waits.
+- A method that is composed of other methods is translated statement by statement (`async for`
+  becomes `for`): iterables and callbacks of the caller run in the calling thread.
 
-What has no asynchronous counterpart (the constructor's body, the class docstring) is in
-the templates below.
+What has no asynchronous counterpart (constructor, class docstring) is in the templates below.
 """
 
 from __future__ import annotations
@@ -119,10 +117,7 @@ if self._portal.alive:
 """,
 }
 
-READS_ATTRIBUTES = """
-_async: AsyncClient
-_portal: Portal
-"""
+READS_ATTRIBUTES = "_async: AsyncClient; _portal: Portal"
 
 GROUP_INIT = """
 def __init__(self, client: {class_name}, portal: Portal) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -16,6 +18,7 @@ from sagastore_server.config.connection import Address
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.errors import is_connection_loss, is_demotion
 from sagastore_server.postgresql.options import PostgreSQLOptions
+from sagastore_server.postgresql.pool import Pool
 from sagastore_server.postgresql.primary import NotThePrimaryError, Primary, Role, role_of
 from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.storage.errors import CannotOpenError, StorageError, UnavailableError
@@ -203,6 +206,42 @@ async def test_refusals_of_a_standby_are_lost_connections(steady: ReplicatedPost
     finally:
         await primary.close()
         await standby.close()
+
+
+async def test_read_begins_as_postgresql_ends_the_connection(steady: ReplicatedPostgres) -> None:
+    """The driver has received the reason, and not the end of the connection yet."""
+    ended = asyncio.Event()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(65536):
+            writer.write(chunk)
+            await writer.drain()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server = steady.primary.data.parent / ".s.PGSQL.5432"
+        answers, requests = await asyncio.open_unix_connection(server)
+        sending = asyncio.create_task(forward(reader, requests))
+        await forward(answers, writer)
+        ended.set()  # The side of the client stays open.
+        await sending
+        writer.close()
+
+    lost: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="pg-") as folder:
+        proxy = await asyncio.start_unix_server(connected, Path(folder) / ".s.PGSQL.5432")
+        dsn = f"postgresql://postgres@/postgres?host={folder}"
+        pool = Pool(PostgreSQLOptions(dsn, pool_min=1, pool_max=1))
+        pool.on_loss.append(lambda: lost.append("lost"))
+        await pool.open()
+        try:
+            pid = await pool.value("SELECT pg_backend_pid()")
+            await execute(steady.primary.dsn, f"SELECT pg_terminate_backend({pid})")
+            await ended.wait()
+            assert await pool.value("SELECT pg_backend_pid()") != pid
+            assert lost == ["lost"]
+        finally:
+            await pool.close()
+            proxy.close()
 
 
 async def test_role_without_access_to_wal_functions(steady: ReplicatedPostgres) -> None:

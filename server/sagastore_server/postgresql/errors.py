@@ -93,6 +93,9 @@ def is_connection_loss(error: BaseException) -> bool:
         return False
     if isinstance(error, asyncpg.InterfaceError):
         return "closed" in str(error)
+    if isinstance(error, asyncpg.InternalClientError):
+        # Raised before the statement is sent, if PostgreSQL ends the connection at that instant.
+        return "cannot switch to state" in str(error)
     return isinstance(error, OSError | EOFError)
 
 

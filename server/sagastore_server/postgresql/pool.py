@@ -202,6 +202,11 @@ class Pool:
                 if is_demotion(exc):
                     connection.terminate()
                 raise
+            except asyncpg.InternalClientError:
+                # PostgreSQL ended it as a statement began, or the driver lost track of its state.
+                connection.terminate()
+                self._report_loss()
+                raise
             finally:
                 await pool.release(connection)
 
