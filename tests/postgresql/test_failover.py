@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -210,21 +211,26 @@ async def test_refusals_of_a_standby_are_lost_connections(steady: ReplicatedPost
 
 async def test_read_begins_as_postgresql_ends_the_connection(steady: ReplicatedPostgres) -> None:
     """The driver has received the reason, and not the end of the connection yet."""
-    ended = asyncio.Event()
+    ended, closed_connections = asyncio.Event(), asyncio.Semaphore(0)
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while chunk := await reader.read(65536):
-            writer.write(chunk)
-            await writer.drain()
+        with contextlib.suppress(ConnectionError):
+            while chunk := await reader.read(65536):
+                writer.write(chunk)
+                await writer.drain()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server = steady.primary.data.parent / ".s.PGSQL.5432"
         answers, requests = await asyncio.open_unix_connection(server)
-        sending = asyncio.create_task(forward(reader, requests))
-        await forward(answers, writer)
-        ended.set()  # The side of the client stays open.
-        await sending
-        writer.close()
+        async with asyncio.TaskGroup() as both:
+            both.create_task(forward(reader, requests))
+            await forward(answers, writer)
+            ended.set()  # The side of the client stays open until the client closes it.
+        for side in (requests, writer):
+            side.close()
+            with contextlib.suppress(ConnectionError):
+                await side.wait_closed()
+        closed_connections.release()
 
     lost: list[str] = []
     with tempfile.TemporaryDirectory(prefix="pg-") as folder:
@@ -241,7 +247,10 @@ async def test_read_begins_as_postgresql_ends_the_connection(steady: ReplicatedP
             assert lost == ["lost"]
         finally:
             await pool.close()
+            for _ in range(2):
+                await closed_connections.acquire()
             proxy.close()
+            await proxy.wait_closed()
 
 
 async def test_role_without_access_to_wal_functions(steady: ReplicatedPostgres) -> None:
