@@ -1,0 +1,138 @@
+"""BatchSave: many saves in one call and one commit, each with its own outcome.
+
+A batch passes three steps:
+
+1. `parse` validates each request, in a worker process if the batch is large, and assigns the ids
+   that are missing;
+2. `run` hands the valid requests to the store as one write. An error of the store that concerns
+   all of them ends the call, unless some requests were invalid: then each gets its own error;
+3. each request gets the response or the status that Save would have ended with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import cast
+
+import grpc
+import structlog
+
+from sagastore.v1 import storage_pb2
+from sagastore_server.interfaces.call_context import current
+from sagastore_server.rpc import convert, requests
+from sagastore_server.rpc.ids import IdSource
+from sagastore_server.rpc.offload import save_cost
+from sagastore_server.rpc.status import refusal_of
+from sagastore_server.rpc.wire import InvalidText, by_entry, merged
+from sagastore_server.runtime.worker_pool import SHORT, WorkerPool
+from sagastore_server.storage.base import StorageBackend
+from sagastore_server.storage.errors import InvalidRequestError, StorageError
+from sagastore_server.storage.model import SaveRequest, SaveResult
+from sagastore_server.storage.validation import MAX_BATCH, Violations
+
+_AT_ONCE = 100
+"""Requests that are handled before other calls get their turn, which takes about 2 ms."""
+
+Checked = requests.Save | InvalidRequestError
+_Outcome = SaveResult | Exception
+
+_log = structlog.get_logger(__name__)
+
+
+async def parse(
+    request: storage_pb2.BatchSaveRequest | InvalidText, ids: IdSource, pool: WorkerPool
+) -> list[Checked]:
+    """Validate each request; return it, or what is wrong with it.
+
+    Raises:
+        InvalidRequestError: The batch as a whole is invalid.
+
+    """
+    unreadable = {}
+    if isinstance(request, InvalidText):
+        if request.repaired is None:
+            raise InvalidRequestError(request.violations)
+        unreadable = by_entry(request.violations, "requests")
+        request = cast("storage_pb2.BatchSaveRequest", request.repaired)
+    count = len(request.requests)
+    if not 1 <= count <= MAX_BATCH:
+        check = Violations()
+        check.add("requests", f"has {count:,} entries, 1 to {MAX_BATCH:,} are allowed")
+        check.raise_if_any()
+    sent = [(one, "" if one.message.id else ids.new()) for one in request.requests]
+    if sum([save_cost(one) for one, _ in sent]) >= SHORT:
+        checked: list[Checked] = await pool.map(requests.save_or_error, sent)
+    else:
+        checked = await _checked(sent)
+    for index, violations in unreadable.items():
+        found = checked[index]
+        others = found.violations if isinstance(found, InvalidRequestError) else ()
+        checked[index] = InvalidRequestError(tuple(merged(violations, others)))
+    return checked
+
+
+async def _checked(sent: Sequence[tuple[storage_pb2.SaveRequest, str]]) -> list[Checked]:
+    checked = []
+    for number, one in enumerate(sent, start=1):
+        checked.append(requests.save_or_error(*one))
+        if number % _AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return checked
+
+
+async def run(
+    checked: Sequence[Checked], backend: StorageBackend, within: float
+) -> storage_pb2.BatchSaveResponse:
+    """Store the valid requests of a batch, and return what became of each.
+
+    ``within`` are the seconds that a request may wait for every store of the phase.
+
+    Raises:
+        StorageError: The store failed, and every request was valid.
+
+    """
+    wanted = [
+        SaveRequest(one.draft, one.if_revision, within if one.on_all_stores else None)
+        for one in checked
+        if not isinstance(one, InvalidRequestError)
+    ]
+    stored = iter(await _stored(wanted, backend, may_raise=len(wanted) == len(checked)))
+    response = storage_pb2.BatchSaveResponse()
+    for number, one in enumerate(checked, start=1):
+        _add(response, one if isinstance(one, InvalidRequestError) else next(stored))
+        if number % _AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return response
+
+
+async def _stored(
+    wanted: Sequence[SaveRequest], backend: StorageBackend, *, may_raise: bool
+) -> Sequence[_Outcome]:
+    if not wanted:
+        return []
+    try:
+        return await backend.batch_save(wanted)
+    except StorageError as exc:
+        if may_raise:
+            raise
+        return [exc] * len(wanted)
+
+
+def _add(response: storage_pb2.BatchSaveResponse, outcome: _Outcome) -> None:
+    if isinstance(outcome, Exception):
+        _add_failure(response, outcome)
+    else:
+        response.outcomes.add().saved.CopyFrom(convert.saved(outcome))
+
+
+def _add_failure(response: storage_pb2.BatchSaveResponse, error: Exception) -> None:
+    call = current()
+    call_id = "" if call is None else call.id
+    refusal = refusal_of(error, call_id)
+    if refusal.code is grpc.StatusCode.INTERNAL:
+        _log.error("internal error", method="BatchSave", call=call_id, exc_info=error)
+    code, _ = refusal.code.value
+    response.outcomes.add().failure.MergeFrom(
+        storage_pb2.Failure(code=code, message=refusal.message, status=refusal.details)
+    )
