@@ -33,7 +33,7 @@ from sagastore_server.rpc.consistency import (
     requirement_reader,
     token_of,
 )
-from sagastore_server.rpc.tokens import decode, encode, request_key
+from sagastore_server.rpc.page_tokens import decode, encode, request_key
 from sagastore_server.storage.errors import InvalidRequestError, UnavailableError
 
 UINT64, UINT32 = st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)

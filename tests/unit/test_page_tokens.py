@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore_server.rpc.tokens import Scalar, decode, encode, request_key
+from sagastore_server.rpc.page_tokens import Scalar, decode, encode, request_key
 from sagastore_server.storage.errors import InvalidRequestError
 
 KEY = request_key("List", "session", False)
