@@ -208,9 +208,9 @@ def test_altered_token_with_position_is_rejected(data: st.DataObject) -> None:
 @given(st.binary(max_size=60))
 def test_forged_token_with_position_is_rejected(text: bytes) -> None:
     """A caller can compute the digest, so the position is validated too."""
-    from sagastore_server.rpc import tokens  # noqa: PLC0415 - the forger's view
+    from sagastore_server.rpc import page_tokens  # noqa: PLC0415 - the forger's view
 
-    raw = b"\x03" + tokens._digest(KEY, text) + text
+    raw = b"\x03" + page_tokens._digest(KEY, text) + text
     with pytest.raises(InvalidRequestError):
         decode(KEY, base64.urlsafe_b64encode(raw).decode().rstrip("="), "page_token")
 
