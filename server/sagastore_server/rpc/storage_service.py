@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from sagastore.v1 import storage_pb2
 from sagastore_server.interfaces.errors import SearchTooLongError
-from sagastore_server.rpc import batch_save, consistency, convert, requests, tokens
+from sagastore_server.rpc import batch_save, consistency, convert, page_tokens, requests
 from sagastore_server.rpc.bulk import BulkStream, Request
 from sagastore_server.rpc.handlers import Reserve, TimeLeft, sized, timed
 from sagastore_server.rpc.ids import IdSource
@@ -134,7 +134,7 @@ class StorageServicer:
     async def List(self, request: storage_pb2.ListRequest) -> storage_pb2.ListResponse:
         """Read a page of a session."""
         size = requests.list_page(request)
-        key = tokens.request_key("List", request.session_id, request.newest_first)
+        key = page_tokens.request_key("List", request.session_id, request.newest_first)
         after = None
         if request.page_token:
             position = consistency.cursor_of(key, request.page_token, "page_token", (int, int))
@@ -151,7 +151,7 @@ class StorageServicer:
         """Read a page of matches."""
         cost = len(request.metadata_json) + len(request.query)
         wanted = await parsed(self._worker_pool, cost, requests.search, request)
-        key = tokens.request_key("Search", *wanted.fingerprint(request.query))
+        key = page_tokens.request_key("Search", *wanted.fingerprint(request.query))
         cursor = None
         if request.page_token:
             cursor = consistency.cursor_of(key, request.page_token, "page_token")
@@ -179,7 +179,7 @@ class StorageServicer:
                     run=self._map,
                 )
         except InvalidCursorError:
-            tokens.reject("page_token")
+            page_tokens.reject("page_token")
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -216,7 +216,7 @@ class StorageServicer:
         a slow client holds no transaction and no connection.
         """
         size = requests.export_batch(request.batch_size)
-        key = tokens.request_key("Export")
+        key = page_tokens.request_key("Export")
         if request.resume_token:
             cursor = consistency.cursor_of(key, request.resume_token, "resume_token", (int, int))
         else:
