@@ -106,3 +106,15 @@ def test_batch_with_unreadable_text_fails_for_that_request(channel: grpc.Channel
     assert first.saved.created
     assert second.failure.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert "message.content" in second.failure.message
+
+
+def test_large_batch_names_what_is_wrong_with_each_request(storage: StorageServiceStub) -> None:
+    """It is validated in a worker process."""
+    messages = [message(provider="" if number % 10 == 0 else "p") for number in range(600)]
+    answer = storage.BatchSave(sent(*messages))
+    for number, outcome in enumerate(answer.outcomes):
+        assert outcome.HasField("failure") is (number % 10 == 0)
+        if outcome.HasField("failure"):
+            status = status_of(outcome)
+            assert status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+            assert "message.provider" in status.message

@@ -32,7 +32,8 @@ from sagastore_server.storage.model import SaveRequest, SaveResult
 from sagastore_server.storage.validation import MAX_BATCH, Violations
 
 _AT_ONCE = 100
-"""Requests that are handled before other calls get their turn, which takes about 2 ms."""
+"""Requests that are handled before other calls get their turn: a message may have 6 MiB, but a
+request of the default limit at most 32."""
 
 Checked = requests.Save | InvalidRequestError
 _Outcome = SaveResult | Exception
@@ -60,11 +61,12 @@ async def parse(
         check = Violations()
         check.add("requests", f"has {count:,} entries, 1 to {MAX_BATCH:,} are allowed")
         check.raise_if_any()
-    sent = [(one, "" if one.message.id else ids.new()) for one in request.requests]
-    if sum([save_cost(one) for one, _ in sent]) >= SHORT:
-        checked: list[Checked] = await pool.map(requests.save_or_error, sent)
+    new_ids = ["" if one.message.id else ids.new() for one in request.requests]
+    if sum(map(save_cost, request.requests)) < SHORT:
+        pairs = zip(request.requests, new_ids, strict=True)
+        checked: list[Checked] = [requests.save_or_error(*one) for one in pairs]
     else:
-        checked = await _checked(sent)
+        checked = await pool.map(_check, await _serialized(request.requests, new_ids))
     for index, violations in unreadable.items():
         found = checked[index]
         others = found.violations if isinstance(found, InvalidRequestError) else ()
@@ -72,13 +74,21 @@ async def parse(
     return checked
 
 
-async def _checked(sent: Sequence[tuple[storage_pb2.SaveRequest, str]]) -> list[Checked]:
-    checked = []
-    for number, one in enumerate(sent, start=1):
-        checked.append(requests.save_or_error(*one))
+async def _serialized(
+    sent: Sequence[storage_pb2.SaveRequest], new_ids: Sequence[str]
+) -> list[tuple[str, bytes]]:
+    """Return the arguments of `_check`; to pickle all messages at once would hold the loop."""
+    found = []
+    for number, (one, new_id) in enumerate(zip(sent, new_ids, strict=True), start=1):
+        found.append((new_id, one.SerializeToString()))
         if number % _AT_ONCE == 0:
             await asyncio.sleep(0)
-    return checked
+    return found
+
+
+def _check(new_id: str, request: bytes) -> Checked:
+    """Validate a serialized SaveRequest; runs in a worker process."""
+    return requests.save_or_error(storage_pb2.SaveRequest.FromString(request), new_id)
 
 
 async def run(
