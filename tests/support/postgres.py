@@ -31,7 +31,7 @@ _numbers = itertools.count()
 _QUICK = ("fsync=off", "max_connections=200")
 _MEMORY = Path("/dev/shm")  # noqa: S108 - each server gets a private folder there
 _MEMORY_FREE = 4 << 30
-"""Bytes that must be free in memory; a run of the tests in four processes takes about a quarter."""
+"""Bytes that must be free in memory. A server takes 60 MiB, and up to 1 GiB of its log."""
 _PASSWD_ORDER = ("postgres", "pgserver", "nobody")
 
 
