@@ -108,11 +108,25 @@ async def run(
         if not isinstance(one, InvalidRequestError)
     ]
     stored = iter(await _stored(wanted, backend, may_raise=len(wanted) == len(checked)))
+    outcomes = [one if isinstance(one, InvalidRequestError) else next(stored) for one in checked]
     response = storage_pb2.BatchSaveResponse()
-    for number, one in enumerate(checked, start=1):
-        _add(response, one if isinstance(one, InvalidRequestError) else next(stored))
+    defects: list[Exception] = []
+    for number, outcome in enumerate(outcomes, start=1):
+        if not isinstance(outcome, Exception):
+            response.outcomes.add().saved.CopyFrom(convert.saved(outcome))
+        elif _add_failure(response, outcome) is grpc.StatusCode.INTERNAL:
+            defects.append(outcome)
         if number % _AT_ONCE == 0:
             await asyncio.sleep(0)
+    if defects:
+        # One line for a call, as other methods write.
+        _log.error(
+            "internal error",
+            method="BatchSave",
+            call=_call_id(),
+            requests=len(defects),
+            exc_info=defects[0],
+        )
     return response
 
 
@@ -129,20 +143,15 @@ async def _stored(
         return [exc] * len(wanted)
 
 
-def _add(response: storage_pb2.BatchSaveResponse, outcome: _Outcome) -> None:
-    if isinstance(outcome, Exception):
-        _add_failure(response, outcome)
-    else:
-        response.outcomes.add().saved.CopyFrom(convert.saved(outcome))
-
-
-def _add_failure(response: storage_pb2.BatchSaveResponse, error: Exception) -> None:
-    call = current()
-    call_id = "" if call is None else call.id
-    refusal = refusal_of(error, call_id)
-    if refusal.code is grpc.StatusCode.INTERNAL:
-        _log.error("internal error", method="BatchSave", call=call_id, exc_info=error)
+def _add_failure(response: storage_pb2.BatchSaveResponse, error: Exception) -> grpc.StatusCode:
+    refusal = refusal_of(error, _call_id())
     code, _ = refusal.code.value
     response.outcomes.add().failure.MergeFrom(
         storage_pb2.Failure(code=code, message=refusal.message, status=refusal.details)
     )
+    return refusal.code
+
+
+def _call_id() -> str:
+    call = current()
+    return "" if call is None else call.id
