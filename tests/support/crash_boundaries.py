@@ -269,12 +269,12 @@ def _plain(name: str) -> Function:
     return lambda *_, **__: name
 
 
-def _copy(_: object, messages: list[object], mark: BackfillMark, before: object = None) -> str:
+def _copy(_: object, messages: list[object], mark: BackfillMark, *__: object) -> str:
     what = "rows" if messages else f"mark {mark.state.value}{' carried' if mark.carried else ''}"
     return f"copy({what})"
 
 
-def _carry(_: object, rows: AuxiliaryRows, *, first: bool, **__: object) -> str:
+def _carry(_: object, rows: AuxiliaryRows, *__: object, first: bool) -> str:
     kinds = [kind for kind, found in rows._asdict().items() if found]
     return f"carry({'first' if first else ' '.join(kinds)})"
 
