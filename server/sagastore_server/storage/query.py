@@ -182,7 +182,6 @@ MAX_RANKED_LEAVES = 16
 """Wanted leaves that a store ranks by: each is an expression of its statement."""
 
 
-def is_ranked_by_stores(text: TextQuery) -> bool:
-    """Return whether stores rank by ``text``: it has no prefix and few words and phrases."""
-    wanted = text.wanted
-    return len(wanted) <= MAX_RANKED_LEAVES and all(isinstance(one, Phrase) for one in wanted)
+def may_rank(text: TextQuery) -> bool:
+    """Return whether ``text`` is short enough to be ranked by a store."""
+    return len(text.wanted) <= MAX_RANKED_LEAVES
