@@ -41,10 +41,10 @@ def _drafts(chance: random.Random, count: int) -> list[NewMessage]:
     return drafts
 
 
+@pytest.mark.parametrize("window", [37])
 async def test_pages_have_order_and_scores_of_contents(
-    backend: StorageBackend, monkeypatch: pytest.MonkeyPatch
+    backend: StorageBackend, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
-    window = 37
     monkeypatch.setattr("sagastore_server.search.pager.WINDOW", window)
     chance = random.Random(window)
     await save_all(backend, _drafts(chance, 150))
