@@ -47,8 +47,10 @@ DURATION ?=
 # For `make parity`: JSON Lines or databases with messages. For `make porcupine`: histories, or
 # folders with histories (default: var/chaos).
 FILES ?=
-# For `make test`: options of pytest.
-PYTEST_ARGS ?= -n 2
+# For `make test`: options of pytest. By default, three processes for two cores, because tests wait
+# half of their time, and neighbouring tests in one process, because they share fixtures.
+PARALLEL = -n $(shell expr $$(getconf _NPROCESSORS_ONLN) '*' 3 / 2) --dist worksteal
+PYTEST_ARGS ?= $(PARALLEL)
 # For `make breaking`: the commit to compare with.
 AGAINST ?=
 # For `make pins`: if empty, new dependencies are pinned and the other pins are kept.
@@ -144,7 +146,7 @@ traces: $(VENV)/.stamp-dev ## Check that simulated rounds are behaviours of the 
 spec-quick: $(VENV)/.stamp-dev ## Check small instances of the specification, and the planted mistakes
 	@exec $(BIN)/python -m tools.spec --quick --optional $(ARGS)
 
-test: $(VENV)/.stamp-dev ## Run the tests (PYTEST_ARGS='-k name', default '-n 2')
+test: $(VENV)/.stamp-dev ## Run the tests (PYTEST_ARGS='-k name', default: three processes for two cores)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-go: $(VENV)/.stamp-dev $(VENV_PROTO)/.stamp-proto ## Run the tests that need Go: a generated client, a short load by ghz, Porcupine
@@ -159,7 +161,7 @@ test-upgrade: $(VENV)/.stamp-dev ## Upgrade running servers of the previous sche
 test-patroni: $(VENV)/.stamp-dev $(VENV_CLUSTER)/.stamp-cluster ## Fail over a Patroni cluster under load (needs etcd and haproxy; PYTEST_ARGS='-k frozen')
 	@for program in etcd haproxy; do command -v $$program >/dev/null || { echo "error: $$program" \
 	    "is missing; Debian, Ubuntu: apt install etcd-server haproxy" >&2; exit 1; }; done
-	@$(BIN)/python -m pytest -q -s -m patroni tests/patroni $(filter-out -n 2,$(PYTEST_ARGS))
+	@$(BIN)/python -m pytest -q -s -m patroni tests/patroni $(filter-out $(PARALLEL),$(PYTEST_ARGS))
 
 test-helm: $(VENV)/.stamp-dev $(VENV_CLUSTER)/.stamp-cluster $(HELM) ## Lint and render the Helm chart, and check the result with the schemas of Kubernetes
 	@$(BIN)/python -m pytest -q tests/deploy

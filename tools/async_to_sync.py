@@ -100,6 +100,7 @@ self._async = AsyncClient(
     timeout=timeout,
     retry=retry,
     reads=reads,
+    coalesce=coalesce,
     allow_insecure_token=allow_insecure_token,
 )
 self._portal = get_portal()

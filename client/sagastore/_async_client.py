@@ -80,6 +80,7 @@ class AsyncClient(AsyncReads):
         timeout: float = 10.0,
         retry: RetryPolicy | None = None,
         reads: Reads | str = Reads.LATEST,
+        coalesce: bool = True,
         allow_insecure_token: bool = False,
     ) -> None:
         """Create a client without connecting.
@@ -100,6 +101,9 @@ class AsyncClient(AsyncReads):
                 least `position`, so that the client sees its own writes and
                 never an older state than before, also on replicas; the latest
                 state while it has no position.
+            coalesce: Send concurrent saves together, and concurrent gets, so that
+                many tasks need few requests. A call that is alone is not delayed.
+                Each call keeps its own timeout, guard, errors and retries.
             allow_insecure_token: Send the token in plain text to other machines.
 
         Raises:
@@ -115,7 +119,7 @@ class AsyncClient(AsyncReads):
         )
         pool = Pool(addresses, self._tls, source, f"sagastore-python/{__version__}")
         level = convert.member(Reads, reads, "reads")
-        self._caller = Caller(pool, retry or RetryPolicy(), timeout, level)
+        self._caller = Caller(pool, retry or RetryPolicy(), timeout, level, coalesce=coalesce)
         self.sessions = AsyncSessionClient(self._caller)
         self.files = AsyncFileClient(self._caller)
         self.migration = AsyncMigrationClient(self._caller)
@@ -234,7 +238,12 @@ class AsyncClient(AsyncReads):
         self, request: pb.SaveRequest, deadline: Deadline, history: History | None = None
     ) -> pb.SaveResponse:
         return await self._caller.unary(
-            "Save", lambda e: e.storage.Save, request, deadline, history=history
+            "Save",
+            lambda e: e.storage.Save,
+            request,
+            deadline,
+            history=history,
+            shared=self._caller.saves,
         )
 
     async def _own_write(

@@ -64,7 +64,12 @@ class AsyncReads:
         self, id: str, deadline: Deadline, consistency: Consistency | None
     ) -> message_pb2.Message:
         response = await self._caller.read(
-            "Get", lambda e: e.storage.Get, pb.GetRequest(id=id), deadline, consistency
+            "Get",
+            lambda e: e.storage.Get,
+            pb.GetRequest(id=id),
+            deadline,
+            consistency,
+            shared=self._caller.gets,
         )
         return response.message
 

@@ -15,8 +15,9 @@ import grpc
 import grpc.aio
 
 from sagastore import _status
-from sagastore._call import closed, stalled
+from sagastore._call import stalled
 from sagastore._checks import at_least, invalid, wrong_type
+from sagastore._coalescing import closed
 from sagastore._consistency import covering
 from sagastore._convert import member, message_to_pb
 from sagastore._enums import OnConflict

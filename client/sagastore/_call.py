@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -17,6 +17,7 @@ import grpc.aio
 
 from sagastore import _checks as checks
 from sagastore import _status
+from sagastore._coalescing import AttemptError, Coalescer, Gets, Saves, closed
 from sagastore._consistency import Consistency, Positions, with_consistency
 from sagastore._enums import Reads
 from sagastore._retry import Deadline, RetryPolicy, delay_before_retry
@@ -40,7 +41,6 @@ __all__ = [
     "History",
     "StreamRetry",
     "annotated",
-    "closed",
     "may_have_taken_effect",
     "stalled",
 ]
@@ -164,12 +164,20 @@ class Caller:
     """Calls the servers of one client."""
 
     def __init__(
-        self, pool: Pool, policy: RetryPolicy, timeout: float, reads: Reads = Reads.LATEST
+        self,
+        pool: Pool,
+        policy: RetryPolicy,
+        timeout: float,
+        reads: Reads = Reads.LATEST,
+        *,
+        coalesce: bool = False,
     ) -> None:
         self.pool = pool
         self.policy = policy
         self.positions = Positions(reads)
         self.timeout = checks.seconds(timeout, "timeout")
+        self.saves = Coalescer(pool, Saves()) if coalesce else None
+        self.gets = Coalescer(pool, Gets()) if coalesce else None
 
     def deadline(self, timeout: float | None) -> Deadline:
         """Return the deadline of a call that starts now."""
@@ -190,6 +198,7 @@ class Caller:
         retry: bool = True,
         repeatable: bool = True,
         required: Consistency | None = None,
+        shared: Coalescer[Q, R] | None = None,
     ) -> R:
         """Make a unary call, with retries within the deadline.
 
@@ -204,14 +213,22 @@ class Caller:
             repeatable: False if the call must not take effect twice: it is
                 retried only after an attempt that had no effect for certain.
             required: The state that a read must see; None for other calls.
+            shared: Sends the attempts together with those of other calls; None: each alone.
 
         Raises:
             SagaStoreError: The error of the last attempt.
         """
+
+        async def alone() -> R:
+            return await self._send(method, request, deadline)
+
+        async def together() -> R:
+            return await alone() if shared is None else await shared.send(request, deadline, alone)
+
         began = self.positions.turn
         try:
             response = await self._attempts(
-                name, method, request, deadline, history, retry=retry, repeatable=repeatable
+                name, together, deadline, history, retry=retry, repeatable=repeatable
             )
         except BaseException as error:
             if required is None or isinstance(error, _STATE_TOLD):
@@ -230,8 +247,7 @@ class Caller:
     async def _attempts(
         self,
         name: str,
-        method: Callable[[Endpoint], grpc.aio.UnaryUnaryMultiCallable[Q, R]],
-        request: Q,
+        send: Callable[[], Awaitable[R]],
         deadline: Deadline,
         history: History | None,
         *,
@@ -241,23 +257,12 @@ class Caller:
         failures = refused = 0
         previous: SagaStoreError | None = None
         while True:
-            endpoint = await self.pool.acquire(deadline)
-            metadata = self.pool.metadata()
             try:
-                return await method(endpoint)(
-                    request, timeout=deadline.remaining(), metadata=metadata
-                )
-            except grpc.aio.AioRpcError as exc:
-                connected = endpoint.connected()
-                error = _status.from_rpc_error(
-                    exc,
-                    name,
-                    endpoint.address,
-                    endpoint.security,
-                    timeout=deadline.timeout,
-                    connected=connected,
-                )
-                self.pool.note_token(error, metadata)
+                return await send()
+            except AttemptError as failed:
+                connected = failed.connected
+                error = failed.error(name, deadline.timeout)
+                self.pool.note_token(error, failed.metadata)
             except asyncio.CancelledError:
                 if self._was_closed():
                     raise closed(name) from None
@@ -284,6 +289,20 @@ class Caller:
             _note_retry(name, error, failures, delay, deadline.timeout)
             await asyncio.sleep(delay)
 
+    async def _send(
+        self,
+        method: Callable[[Endpoint], grpc.aio.UnaryUnaryMultiCallable[Q, R]],
+        request: Q,
+        deadline: Deadline,
+    ) -> R:
+        endpoint = await self.pool.acquire(deadline)
+        metadata = self.pool.metadata()
+        try:
+            return await method(endpoint)(request, timeout=deadline.remaining(), metadata=metadata)
+        except grpc.aio.AioRpcError as exc:
+            connected = endpoint.connected()
+            raise AttemptError(exc, endpoint, metadata, connected=connected) from None
+
     async def read(
         self,
         name: str,
@@ -291,6 +310,8 @@ class Caller:
         request: Any,
         deadline: Deadline,
         consistency: Consistency | None,
+        *,
+        shared: Coalescer[Any, R] | None = None,
     ) -> R:
         """Make a unary call that reads, with a requirement on the state it sees.
 
@@ -303,6 +324,7 @@ class Caller:
             request: The request without a requirement; it is not changed.
             deadline: The deadline of all attempts together.
             consistency: The requirement of the caller; None for that of the client.
+            shared: As for `unary`.
 
         Raises:
             SagaStoreError: The error of the last attempt.
@@ -310,11 +332,13 @@ class Caller:
         required = self.positions.requirement(consistency)
         try:
             asked = with_consistency(request, required)
-            return await self.unary(name, method, asked, deadline, required=required)
+            return await self.unary(name, method, asked, deadline, required=required, shared=shared)
         except InvalidArgumentError as error:
             if consistency is not None or not self.positions.forget(required, error):
                 raise
-        return await self.unary(name, method, request, deadline, required=Consistency.LATEST)
+        return await self.unary(
+            name, method, request, deadline, required=Consistency.LATEST, shared=shared
+        )
 
     async def stream(
         self,
@@ -392,11 +416,6 @@ class Caller:
         """Report whether `close` cancelled the call, rather than its task."""
         task = asyncio.current_task()
         return self.pool.closed and (task is None or not task.cancelling())
-
-
-def closed(name: str) -> SagaStoreError:
-    """Return the error for a call that was in progress when its client was closed."""
-    return SagaStoreError(f"{name}: the client was closed during the call", code="CANCELLED")
 
 
 def annotated(error: E, note: str) -> E:

@@ -169,7 +169,7 @@ class Pool:
             WrongEventLoopError: The client belongs to another event loop.
             RuntimeError: The client is closed, or belongs to another process.
         """
-        endpoints = self._open()
+        endpoints = self.open()
         if len(endpoints) == 1:
             return endpoints[0]
         for _ in range(int(_CONNECT_SECONDS / _POLL_SECONDS)):
@@ -190,7 +190,13 @@ class Pool:
         self._next = (chosen + 1) % count
         return endpoints[chosen]
 
-    def _open(self) -> tuple[Endpoint, ...]:
+    def open(self) -> tuple[Endpoint, ...]:
+        """Return all servers; opens their channels on first use.
+
+        Raises:
+            WrongEventLoopError: The client belongs to another event loop.
+            RuntimeError: The client is closed, or belongs to another process.
+        """
         global _started_in  # noqa: PLW0603 - one per process
         if self._endpoints:
             self._require_own_loop()

@@ -64,19 +64,19 @@ class RetryPolicy:
 class Deadline:
     """The deadline of a call, including all attempts."""
 
-    __slots__ = ("_at", "_began", "_clock", "timeout")
+    __slots__ = ("_began", "_clock", "at", "timeout")
 
     def __init__(self, timeout: float) -> None:
         self.timeout = checks.seconds(timeout, "timeout")
         self._clock = asyncio.get_running_loop().time
         self._began = self._clock()
-        self._at = self._began + self.timeout
+        self.at = self._began + self.timeout
 
     def remaining(self) -> float | None:
         """Return the seconds left, at least 0; None if there is no deadline."""
-        if self._at == math.inf:
+        if self.at == math.inf:
             return None
-        return max(0.0, self._at - self._clock())
+        return max(0.0, self.at - self._clock())
 
     def elapsed(self) -> float:
         """Return the seconds since the call began."""
@@ -84,7 +84,7 @@ class Deadline:
 
     def leaves_room_for(self, delay: float) -> bool:
         """Report whether time is left after a wait of `delay` seconds."""
-        return self._at - self._clock() > delay
+        return self.at - self._clock() > delay
 
 
 def delay_before_retry(

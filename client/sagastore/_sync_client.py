@@ -64,6 +64,7 @@ class Client(BlockingReads):
         timeout: float = 10.0,
         retry: RetryPolicy | None = None,
         reads: Reads | str = Reads.LATEST,
+        coalesce: bool = True,
         allow_insecure_token: bool = False,
     ) -> None:
         """Create a client without connecting.
@@ -84,6 +85,9 @@ class Client(BlockingReads):
                 least `position`, so that the client sees its own writes and
                 never an older state than before, also on replicas; the latest
                 state while it has no position.
+            coalesce: Send concurrent saves together, and concurrent gets, so that
+                many tasks need few requests. A call that is alone is not delayed.
+                Each call keeps its own timeout, guard, errors and retries.
             allow_insecure_token: Send the token in plain text to other machines.
 
         Raises:
@@ -98,6 +102,7 @@ class Client(BlockingReads):
             timeout=timeout,
             retry=retry,
             reads=reads,
+            coalesce=coalesce,
             allow_insecure_token=allow_insecure_token,
         )
         self._portal = get_portal()

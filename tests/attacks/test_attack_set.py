@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import subprocess
@@ -70,6 +71,22 @@ async def test_attack_cannot_exceed_its_caps() -> None:
     with pytest.raises(CapReachedError):
         pace.connect()
     assert (pace.sent, pace.connections) == (1000, 2)
+
+
+async def test_attack_that_waits_for_the_server_ends_in_time() -> None:
+    reported: list[bool] = []
+    pace = Pace(Size(1, 1, 1), 0.01, lambda: reported.append(True))
+    async with pace.lasting():
+        await asyncio.Event().wait()
+    assert not pace.more()
+    assert reported == [True]
+
+
+async def test_time_limit_of_a_connection_is_not_the_end_of_the_attack() -> None:
+    pace = Pace(Size(1, 1, 1), 300, lambda: None)
+    with pytest.raises(TimeoutError):
+        async with pace.lasting(), asyncio.timeout(0):
+            await asyncio.Event().wait()
 
 
 def test_every_attack_has_caps_and_a_name_of_its_own() -> None:

@@ -31,12 +31,12 @@ CALLS: dict[str, Callable[[StorageBackend], Awaitable[object]]] = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
-async def test_closed_store_is_unavailable(place: Place, name: str) -> None:
+async def test_closed_store_is_unavailable(place: Place, subtests: pytest.Subtests) -> None:
     async with opened(place.make) as backend:
         await backend.save(draft())
-    with pytest.raises(UnavailableError):
-        await CALLS[name](backend)
+    for name, call in CALLS.items():
+        with subtests.test(call=name), pytest.raises(UnavailableError):
+            await call(backend)
     health = await backend.health()
     assert not health.healthy
     assert health.detail

@@ -27,7 +27,14 @@ from sagastore_server.search.parser import parse_query
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.canonical_json import canonical_object
 from sagastore_server.storage.errors import StorageError
-from sagastore_server.storage.model import Message, NewMessage, OnConflict, Position
+from sagastore_server.storage.model import (
+    Message,
+    NewMessage,
+    OnConflict,
+    Position,
+    SaveRequest,
+    SaveResult,
+)
 from sagastore_server.storage.query import Criteria, Scan
 from tests.support import strategies
 from tests.support.backends import KINDS, Kind
@@ -109,6 +116,17 @@ sequences = st.integers(0, 60)
 """Sequences of the model."""
 positions = st.none() | st.builds(Position, times, sequences)
 scans = st.builds(Scan, st.booleans(), st.integers(1, 9), positions, positions)
+
+
+guards = st.sampled_from([None, None, 0, 1, 10**6])
+"""Guards of a batch: 1 stands for the stored revision, and more for another one."""
+
+
+def _told(outcome: SaveResult | Exception) -> object:
+    """Return what is the same on every backend: revisions are not."""
+    if isinstance(outcome, Exception):
+        return type(outcome)
+    return outcome.id, outcome.created
 
 
 class Machine(RuleBasedStateMachine):
@@ -252,6 +270,20 @@ class Machine(RuleBasedStateMachine):
         if message is not None:
             result = self.runner.run(self.backend.save(NewMessage(*message[:8])))
             assert (result.revision, result.created) == (self.revisions[message.revision], False)
+
+    @rule(batch=st.lists(st.tuples(drafts, guards), min_size=1, max_size=6))
+    def batch_save(self, batch: list[tuple[NewMessage, int | None]]) -> None:
+        mine, models = [], []
+        for draft, guard in batch:
+            given = (guard, guard)
+            if guard is not None and guard > 0:
+                given = self._stored_revision(draft.id, guard - 1)
+            mine.append(SaveRequest(draft, given[0]))
+            models.append(SaveRequest(draft, given[1]))
+        real = self.runner.run(self.backend.batch_save(mine))
+        expected = self.runner.run(self.model.batch_save(models))
+        assert list(map(_told, real)) == list(map(_told, expected))
+        self._learn(*dict.fromkeys(draft.id for draft, _ in batch))
 
     @rule(batch=st.lists(drafts, max_size=6), on_conflict=st.sampled_from(OnConflict))
     def bulk_save(self, batch: list[NewMessage], on_conflict: OnConflict) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+from functools import cache
 
 import pytest
 
 from sagastore_server.search.parser import parse_query
 from sagastore_server.search.query_tokens import MAX_NESTING
 from sagastore_server.storage.base import StorageBackend
-from sagastore_server.storage.query import Criteria
+from sagastore_server.storage.query import Criteria, TextQuery
 from tests.support.drafts import draft, found, save_all
 from tests.support.nested_queries import nested_query
 from tests.support.reference_search import text_matches
@@ -29,20 +30,31 @@ LEVELS = {
 }
 
 
-@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
-async def test_nested_query(backend: StorageBackend, level: str) -> None:
-    texts = [
-        " ".join(words) for count in range(1, 4) for words in itertools.permutations("abc", count)
-    ]
-    drafts = [draft(text, text, tags=("t",), metadata='{"k": 1}') for text in texts]
-    await save_all(backend, drafts)
+TEXTS = [" ".join(words) for count in range(1, 4) for words in itertools.permutations("abc", count)]
+
+
+@cache
+def nested(level: str) -> list[tuple[TextQuery, list[str]]]:
+    """Return queries with a level repeated up to any depth, and the texts that each matches.
+
+    All kinds of backend get the same, and most of the time of these tests is spent here.
+    """
     before, after = f"({level})".split("{}")
     depths = (1, 2, MAX_NESTING - 1, MAX_NESTING, MAX_NESTING + 1, 1500)
     innermosts = ("(a)", "(NOT a)", '("a b" OR -c)')
+    cases = []
     for depth, innermost in itertools.product(depths, innermosts):
         text = parse_query(before * depth + innermost + after * depth)
         assert text is not None
-        expected = sorted(one for one in texts if text_matches(one, text))
+        cases.append((text, sorted(one for one in TEXTS if text_matches(one, text))))
+    return cases
+
+
+@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
+async def test_nested_query(backend: StorageBackend, level: str) -> None:
+    drafts = [draft(text, text, tags=("t",), metadata='{"k": 1}') for text in TEXTS]
+    await save_all(backend, drafts)
+    for text, expected in nested(level):
         for criteria in (Criteria(text), Criteria(text, tags=("t",), metadata='{"k": 1}')):
             assert sorted(await found(backend, criteria)) == expected
 

@@ -51,6 +51,11 @@ def bulk(count: int, **fields: Any) -> bytes:
     return storage_pb2.BulkSaveRequest(messages=messages).SerializeToString()
 
 
+def batch_save(count: int, **fields: Any) -> bytes:
+    requests = [storage_pb2.SaveRequest(message=message(**fields)) for _ in range(count)]
+    return storage_pb2.BatchSaveRequest(requests=requests).SerializeToString()
+
+
 def search(**fields: Any) -> bytes:
     return storage_pb2.SearchRequest(**fields).SerializeToString()
 
@@ -74,6 +79,22 @@ UNARY: dict[str, tuple[str, Callable[[], bytes]]] = {
     "Append, tags": (f"{SESSIONS}/Append", lambda: append(1000, tags=[TAG] * 512)),
     "Append, metadata": (f"{SESSIONS}/Append", lambda: append(25, metadata_json=wide(70_000))),
     "Append, content": (f"{SESSIONS}/Append", lambda: append(7, content=WIDE * 1_000_000)),
+    "not UTF-8, BatchSave": (
+        f"{STORAGE}/BatchSave",
+        lambda: b"\x0a\x05\x0a\x03\x0a\x01\xff" * (4 * MIB),
+    ),
+    "not UTF-8, BatchSave, 1000": (
+        f"{STORAGE}/BatchSave",
+        lambda: b"\x0a\x05\x0a\x03\x0a\x01\xff" * 1000,
+    ),
+    "BatchSave, 1000": (f"{STORAGE}/BatchSave", lambda: batch_save(1000)),
+    "BatchSave, invalid": (f"{STORAGE}/BatchSave", lambda: batch_save(1000, provider="")),
+    "BatchSave, tags": (f"{STORAGE}/BatchSave", lambda: batch_save(1000, tags=[TAG] * 512)),
+    "BatchSave, metadata": (
+        f"{STORAGE}/BatchSave",
+        lambda: batch_save(25, metadata_json=wide(70_000)),
+    ),
+    "BatchSave, content": (f"{STORAGE}/BatchSave", lambda: batch_save(7, content=WIDE * 1_000_000)),
     "BatchGet": (
         f"{STORAGE}/BatchGet",
         lambda: storage_pb2.BatchGetRequest(ids=[TAG * 128] * 1000).SerializeToString(),

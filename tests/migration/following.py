@@ -86,9 +86,10 @@ class Following:
                 await self.target.copy(self.lease, page.messages, mark)
 
     async def carry(self) -> None:
-        await self.target.carry(self.lease, AuxiliaryRows(), first=True)
+        mark = (await self.target.renew(self.lease)).backfill
+        await self.target.carry(self.lease, AuxiliaryRows(), mark, first=True)
         async for rows in all_auxiliary_rows(self.source):
-            await self.target.carry(self.lease, rows, first=False)
+            await self.target.carry(self.lease, rows, mark, first=False)
         await self.source.journal_records()
         await self.settle()
 

@@ -20,7 +20,7 @@ from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Environment, SystemClock
 from sagastore_server.storage.errors import UnavailableError
 from sagastore_server.storage.migration import MigrationControl
-from sagastore_server.storage.model import Message
+from sagastore_server.storage.model import Message, Page
 from tests.migration.conftest import Place
 from tests.support.waiting import until
 
@@ -56,11 +56,15 @@ class Hold:
 
 
 class HeldSource(SQLiteSource):
-    """Its batch reads wait before they take their snapshot."""
+    """Its batch reads and scans by id wait before they take their snapshot."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.reads = Hold()
+        self.reads, self.scans = Hold(), Hold()
+
+    async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
+        await self.scans.passed()
+        return await super().scan_ids(after, upto, limit)
 
     async def batch_get(self, message_ids: Sequence[str]) -> dict[str, Message]:
         await self.reads.passed()
@@ -77,7 +81,9 @@ class HeldTarget(PostgreSQLTarget):
         """Where a claim waits once it is done."""
         self.finished = Hold()
         """Where the last transaction waits once it is committed."""
+        self.counting = Hold()
         self.copies_until_held = -1
+        self.next_copy_fails = False
         self.reads_fail = False
 
     async def finish(self, *args: Any, **options: Any) -> None:
@@ -102,7 +108,14 @@ class HeldTarget(PostgreSQLTarget):
             self.copying.close()
         self.copies_until_held -= 1
         await self.copying.passed()
+        if self.next_copy_fails:
+            self.next_copy_fails = False
+            raise UnavailableError("no connection to PostgreSQL was free in time")
         return await super().copy(*args, **options)
+
+    async def count(self) -> int:
+        await self.counting.passed()
+        return await super().count()
 
     async def let_pass(self, copies: int) -> None:
         """Release the copy that is held, and ``copies`` in all; hold the next one again."""
@@ -166,10 +179,10 @@ async def held(place: Place, options: Options = QUIET) -> AsyncIterator[Held]:
         await service.backend.open()
         yield Held(service, source, target, clock)
     finally:
-        for hold in (source.reads, target.applying, target.renewing, target.copying):
+        for hold in (source.reads, source.scans, target.applying, target.renewing):
             hold.open()
-        target.claimed.open()
-        target.finished.open()
+        for hold in (target.copying, target.claimed, target.finished, target.counting):
+            hold.open()
         await service.backend.close()
 
 

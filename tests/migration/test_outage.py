@@ -188,8 +188,7 @@ async def test_outage_with_older_backup_is_rejournalled(
         await service.control.status()
         await pruned(service)
     postgres.stop()
-    shutil.rmtree(data)
-    shutil.move(backup, data)
+    postgres.replace_data(backup)
     postgres.start()
     async with opened_live(path, postgres.dsn) as service:
         await eventually_current(service.control)

@@ -160,14 +160,14 @@ async def test_late_copy_of_auxiliary_rows_changes_nothing(place: Place) -> None
         session, target, source = service._session, service._target, service._source
         before = session.mark
         async with session.marking:
-            await carry_all(source, target, session)
-            during = session.mark
+            during = await carry_all(source, session)
+            assert session.mark == during
             assert (during.carried, during.attempt) == (False, before.attempt + 1)
             for mark in (before, before._replace(carried=False)):
                 with pytest.raises(TargetSetBackError):
-                    await target.carry(session.lease, AuxiliaryRows(), first=True, mark=mark)
-            await finish_carrying(session)
+                    await target.carry(session.lease, AuxiliaryRows(), during, mark, first=True)
+            await finish_carrying(session, during)
         with pytest.raises(TargetSetBackError):
-            await target.carry(session.lease, AuxiliaryRows(), first=True, mark=during)
+            await target.carry(session.lease, AuxiliaryRows(), during, during, first=True)
         assert session.mark.carried
         assert await source.carried() == await target.carried()

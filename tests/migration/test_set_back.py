@@ -11,13 +11,14 @@ from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.postgresql.target import PostgreSQLTarget
 from sagastore_server.sqlite.source import SQLiteSource
 from sagastore_server.storage.errors import CannotOpenError, FencedError, UnavailableError
+from sagastore_server.storage.files import NewFile
 from sagastore_server.storage.migration import BackfillState
 from sagastore_server.storage.model import OnConflict
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import TargetState
 from tests.migration.conftest import Place
 from tests.migration.held import Backup, Held, held
-from tests.support.drafts import draft
+from tests.support.drafts import NOW, draft
 from tests.support.migrating_service import (
     change,
     eventually_current,
@@ -25,7 +26,7 @@ from tests.support.migrating_service import (
     unblocked,
     walk_to,
 )
-from tests.support.waiting import until
+from tests.support.waiting import until, until_async
 
 
 async def _followed(one: Held) -> None:
@@ -115,6 +116,118 @@ async def test_set_back_during_backfill_is_detected(place: Place) -> None:
         assert one.service._replicator.session.mark.state is BackfillState.DONE
         assert len(await one.target.batch_get([one.id for one in drafts])) == len(drafts)
         await _equal(one)
+
+
+async def _attached_again(one: Held, backup: Backup) -> None:
+    """Set PostgreSQL back, and wait until the server has noticed; the journal is not applied."""
+    one.target.applying.close()
+    session = one.service._replicator.session
+    attachments = session.attachments
+    await backup.restore(cut=True)
+    await until(lambda: session.attachments > attachments)
+
+
+async def test_set_back_while_a_page_is_read_is_detected(place: Place) -> None:
+    """The page continues a copy that the target has lost."""
+    backup = Backup(place.dsn)
+    drafts = [draft(f"m-{number:03}") for number in range(200)]
+    async with held(place) as one:
+        await one.backend.bulk_save(drafts, OnConflict.REPLACE)
+        await walk_to(one.control, Phase.DUAL_WRITE)
+        one.target.copies_until_held = 0
+        await change(one.control, Phase.BACKFILL)
+        await one.target.copying.reached.wait()
+        await one.control.control_backfill(paused=None, batch_size=20, max_rows_per_second=None)
+        await one.target.let_pass(3)
+        await backup.take()
+        await one.target.let_pass(3)
+        # After a failure, the page is read again from the confirmed mark.
+        one.source.scans.close()
+        one.target.next_copy_fails = True
+        one.target.copying.open()
+        await until(lambda: not one.target.next_copy_fails)
+        await one.source.scans.reached.wait()
+        await _attached_again(one, backup)
+        one.target.applying.open()
+        one.source.scans.open()
+        await unblocked(one.control)
+        assert len(await one.target.batch_get([one.id for one in drafts])) == len(drafts)
+        await _equal(one)
+
+
+async def test_set_back_while_sessions_and_files_are_copied_is_detected(place: Place) -> None:
+    """They are older than the journal, so that they are not in it a second time."""
+    backup = Backup(place.dsn)
+    async with held(place) as one:
+        file = NewFile("f", "name", "/path", "pdf", "text", (), 1, NOW, "{}")
+        await one.backend.save_file(file)
+        await one.backend.save(draft("m"))
+        await walk_to(one.control, Phase.DUAL_WRITE)
+        await _followed(one)
+        one.target.applying.close()
+        # The second copy sets the mark, once PostgreSQL has the journal.
+        one.target.copies_until_held = 1
+        await change(one.control, Phase.BACKFILL)
+        await one.target.applying.reached.wait()
+        await until(lambda: one.service._replicator.session.mark.attempt > 0)
+        await backup.take()
+        one.target.applying.open()
+        await one.target.copying.reached.wait()
+        assert await one.target.files_by_id(["f"])
+        position = one.source.committed
+
+        async def pruned() -> bool:
+            return (await one.source.journal_status(position)).pruned >= position
+
+        await until_async(pruned)
+        await backup.restore()
+        one.target.copying.open()
+        await unblocked(one.control)
+        assert await one.target.files_by_id(["f"])
+        await _equal(one)
+
+
+async def test_set_back_during_the_change_to_read_postgres_is_detected(place: Place) -> None:
+    """It is attached again after the journal was applied, and before PostgreSQL answers reads."""
+    backup = Backup(place.dsn)
+    async with held(place) as one:
+        await _begun(one, Phase.BACKFILL)
+        await unblocked(one.control)
+        await _changed_after(one, backup)
+        one.target.renewing.close()
+        changing = asyncio.create_task(change(one.control, Phase.READ_POSTGRES))
+        await until(lambda: one.service.phase is Phase.READ_POSTGRES)
+        await one.target.renewing.reached.wait()
+        await _attached_again(one, backup)
+        one.target.renewing.open()
+        await changing
+        assert not one.service._replicator.fallback.current
+        assert await one.text() == "two"
+        one.target.applying.open()
+        await eventually_current(one.control)
+        assert [await one.stored(id) for id in ("m", "new", "gone")] == ["two", "new", ""]
+        await _equal(one)
+
+
+async def test_set_back_during_the_cutover_is_detected(place: Place) -> None:
+    """It is attached again after the comparison, and has as many messages as before."""
+    backup = Backup(place.dsn)
+    async with held(place) as one:
+        await _begun(one, Phase.READ_POSTGRES)
+        await _changed_after(one, backup)
+        one.target.counting.close()
+        changing = asyncio.create_task(change(one.control, Phase.POSTGRES_ONLY))
+        await one.target.counting.reached.wait()
+        await _attached_again(one, backup)
+        one.target.counting.open()
+        with pytest.raises(UnavailableError, match="the phase was not changed"):
+            await changing
+        assert one.service.phase is Phase.READ_POSTGRES
+        assert await one.text() == "two"
+        one.target.applying.open()
+        await eventually_current(one.control)
+        await walk_to(one.control, Phase.POSTGRES_ONLY)
+        assert [await one.stored(id) for id in ("m", "new", "gone")] == ["two", "new", ""]
 
 
 async def test_set_back_before_this_session_waits_for_lease_expiry(place: Place) -> None:

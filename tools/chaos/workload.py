@@ -136,9 +136,9 @@ class _Actor:
         self._draw = draw
         self._acts: list[Callable[[], Awaitable[bool]]] = [
             self._save, self._delete, self._delete_and_save, self._get, self._batch_get,
-            self._list, self._search, self._export,
+            self._list, self._search, self._export, self._together,
         ]  # fmt: skip
-        self._weights = [34, 9, 3, 24, 5, 6, 10, 2]
+        self._weights = [34, 9, 3, 24, 5, 6, 10, 2, 6]
         if client.tries == 1:
             self._acts.append(self._bulk)
             self._weights.append(5)
@@ -147,6 +147,11 @@ class _Actor:
         """Perform one action; return whether it was answered."""
         (act,) = self._draw.choices(self._acts, self._weights)
         return await act()
+
+    async def _together(self) -> bool:
+        """Save and read several messages at once; the library sends them in few requests."""
+        acts = self._draw.choices((self._save, self._get), (2, 1), k=self._draw.randint(4, 12))
+        return any(await asyncio.gather(*(act() for act in acts)))
 
     # ------------------------------------------------------------------ writes
 

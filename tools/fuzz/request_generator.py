@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from sagastore.v1 import storage_pb2
 from sagastore_server.rpc import requests
-from sagastore_server.rpc.tokens import request_key
+from sagastore_server.rpc.page_tokens import request_key
 from sagastore_server.storage.errors import InvalidRequestError
 from tools.fuzz.values import INTEGERS, NANOS, SECONDS, Values
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from random import Random
 
-from sagastore_server.rpc.tokens import encode, request_key
+from sagastore_server.rpc.page_tokens import encode, request_key
 
 WORDS = ("saga", "store", "the", "naïve", "ship", "OR", "fox", "rust", "v1.85", "foo_bar", "Ωmega")
 PIECES = (

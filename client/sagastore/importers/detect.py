@@ -20,7 +20,7 @@ from sagastore.importers.base import Source
 from sagastore.importers.database import open_database
 from sagastore.importers.foreign import HEAD_BYTES, check_format, explain_damage
 from sagastore.importers.jsonl import BROKEN, JsonLines
-from sagastore.importers.spool import DEFAULT_LIMIT, XzReader, copy_bounded
+from sagastore.importers.spool import DEFAULT_LIMIT, Decompressed, XzReader, copy_bounded
 
 __all__ = ["open_source"]
 
@@ -28,44 +28,32 @@ _SQLITE: Final = b"SQLite format 3\x00"
 _ENOUGH: Final = 16
 
 
-class _Decompressed(io.RawIOBase):
+class _Buffered(Decompressed):
     """Decompressed bytes of gzip or bzip2; all bytes before damage are read before it is reported.
 
     The buffer of `io.BufferedReader` around the readers of the standard library would discard them.
     """
 
-    def __init__(self, file: gzip.GzipFile | bz2.BZ2File) -> None:
-        super().__init__()
-        self._file = file
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return whether the compressed file can be read again."""
-        return self._file.seekable()
-
     def readinto(self, buffer: Any) -> int:
         """Read some bytes; 0 at the end."""
         view = memoryview(buffer).cast("B")
-        data = self._file.read1(len(view))
+        data: bytes = self._file.read1(len(view))
         view[: len(data)] = data
         return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Decompress up to an offset."""
-        return self._file.seek(offset, whence)
+        return int(self._file.seek(offset, whence))
 
     def tell(self) -> int:
         """Return the number of decompressed bytes before the position."""
-        return self._file.tell()
+        return int(self._file.tell())
 
 
 _COMPRESSED: Final[dict[bytes, Callable[[Any], io.RawIOBase]]] = {
-    b"\x1f\x8b": lambda file: _Decompressed(gzip.GzipFile(fileobj=file)),
+    b"\x1f\x8b": lambda file: _Buffered(gzip.GzipFile(fileobj=file)),
     b"\xfd7zXZ\x00": XzReader,
-    b"BZh": lambda file: _Decompressed(bz2.BZ2File(file)),
+    b"BZh": lambda file: _Buffered(bz2.BZ2File(file)),
 }
 
 

@@ -12,7 +12,7 @@ from typing import IO, Any, Final
 
 from sagastore.cli.failures import CommandError
 
-__all__ = ["DEFAULT_LIMIT", "GIB", "XzReader", "copy_bounded", "database_size"]
+__all__ = ["DEFAULT_LIMIT", "GIB", "Decompressed", "XzReader", "copy_bounded", "database_size"]
 
 GIB: Final = 1 << 30
 
@@ -92,7 +92,27 @@ def _check(name: str, target: Path, size: int, limit: int, *, written: int = 0) 
         )
 
 
-class XzReader(io.RawIOBase):
+class Decompressed(io.RawIOBase):
+    """Decompressed bytes of a file.
+
+    Args:
+        file: The compressed file, or its reader.
+    """
+
+    def __init__(self, file: Any) -> None:
+        super().__init__()
+        self._file = file
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return whether the compressed file can be read again."""
+        return bool(self._file.seekable())
+
+
+class XzReader(Decompressed):
     """Decompressed bytes of an xz file, with bounded memory; `lzma.LZMAFile` has no bound.
 
     Raises `lzma.LZMAError` while reading a damaged file or one that needs more memory.
@@ -102,22 +122,13 @@ class XzReader(io.RawIOBase):
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        super().__init__()
-        self._file = file
+        super().__init__(file)
         self._begin()
 
     def _begin(self) -> None:
         self._decompressor = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
         self._position = 0
         self._ended = False
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return whether the compressed file can be read again."""
-        return self._file.seekable()
 
     def readinto(self, buffer: Any) -> int:
         """Read some bytes; 0 at the end."""

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sagastore.v1 import message_pb2 as sagastore_dot_v1_dot_message__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asagastore/v1/storage.proto\x12\x0csagastore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asagastore/v1/message.proto\"\x8d\x01\n\x0bSaveRequest\x12&\n\x07message\x18\x01 \x01(\x0b\x32\x15.sagastore.v1.Message\x12\x18\n\x0bif_revision\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12,\n\ndurability\x18\x03 \x01(\x0e\x32\x18.sagastore.v1.DurabilityB\x0e\n\x0c_if_revision\"x\n\x0cSaveResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\'\n\ndurable_on\x18\x04 \x03(\x0e\x32\x13.sagastore.v1.Store\x12\x10\n\x08position\x18\x05 \x01(\t\"H\n\nGetRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x19.sagastore.v1.Consistency\"G\n\x0bGetResponse\x12&\n\x07message\x18\x01 \x01(\x0b\x32\x15.sagastore.v1.Message\x12\x10\n\x08position\x18\x02 \x01(\t\"N\n\x0f\x42\x61tchGetRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12.\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x19.sagastore.v1.Consistency\"b\n\x10\x42\x61tchGetResponse\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.sagastore.v1.Message\x12\x13\n\x0bmissing_ids\x18\x02 \x03(\t\x12\x10\n\x08position\x18\x03 \x01(\t\"\x8e\x01\n\x0bListRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x14\n\x0cnewest_first\x18\x04 \x01(\x08\x12.\n\x0b\x63onsistency\x18\x05 \x01(\x0b\x32\x19.sagastore.v1.Consistency\"b\n\x0cListResponse\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.sagastore.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\t\"\xe4\x02\n\rSearchRequest\x12\r\n\x05query\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x17\n\nsession_id\x18\x05 \x01(\tH\x00\x88\x01\x01\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rmetadata_json\x18\x08 \x01(\t\x12\x11\n\tpage_size\x18\t \x01(\x05\x12\x12\n\npage_token\x18\n \x01(\t\x12\"\n\x05order\x18\x0b \x01(\x0e\x32\x13.sagastore.v1.Order\x12.\n\x0b\x63onsistency\x18\x0c \x01(\x0b\x32\x19.sagastore.v1.ConsistencyB\r\n\x0b_session_id\"V\n\x0cSearchResult\x12&\n\x07message\x18\x01 \x01(\x0b\x32\x15.sagastore.v1.Message\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0f\n\x07snippet\x18\x03 \x01(\t\"h\n\x0eSearchResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.sagastore.v1.SearchResult\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\t\"\x94\x01\n\x0f\x42ulkSaveRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.sagastore.v1.Message\x12-\n\x0bon_conflict\x18\x03 \x01(\x0e\x32\x18.sagastore.v1.OnConflict\x12\x17\n\x0fkeep_created_at\x18\x04 \x01(\x08\"\x9a\x01\n\x10\x42ulkSaveResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\r\n\x05saved\x18\x02 \x01(\x05\x12\x11\n\tunchanged\x18\x03 \x01(\x05\x12\x0f\n\x07skipped\x18\x04 \x01(\x05\x12/\n\x08rejected\x18\x05 \x03(\x0b\x32\x1d.sagastore.v1.RejectedMessage\x12\x10\n\x08position\x18\x06 \x01(\t\"K\n\x0fRejectedMessage\x12\r\n\x05index\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"E\n\rDeleteRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x18\n\x0bif_revision\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_if_revision\"\"\n\x0e\x44\x65leteResponse\x12\x10\n\x08position\x18\x01 \x01(\t\"i\n\rExportRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x12\n\nbatch_size\x18\x02 \x01(\x05\x12.\n\x0b\x63onsistency\x18\x03 \x01(\x0b\x32\x19.sagastore.v1.Consistency\"a\n\x0e\x45xportResponse\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.sagastore.v1.Message\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\t*U\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44URABILITY_PRIMARY\x10\x01\x12\x13\n\x0f\x44URABILITY_BOTH\x10\x02*F\n\x05Store\x12\x15\n\x11STORE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTORE_SQLITE\x10\x01\x12\x14\n\x10STORE_POSTGRESQL\x10\x02*X\n\nOnConflict\x12\x1b\n\x17ON_CONFLICT_UNSPECIFIED\x10\x00\x12\x17\n\x13ON_CONFLICT_REPLACE\x10\x01\x12\x14\n\x10ON_CONFLICT_SKIP\x10\x02*W\n\x05Order\x12\x15\n\x11ORDER_UNSPECIFIED\x10\x00\x12\x13\n\x0fORDER_RELEVANCE\x10\x01\x12\x10\n\x0cORDER_NEWEST\x10\x02\x12\x10\n\x0cORDER_OLDEST\x10\x03\x32\xb5\x04\n\x0eStorageService\x12=\n\x04Save\x12\x19.sagastore.v1.SaveRequest\x1a\x1a.sagastore.v1.SaveResponse\x12:\n\x03Get\x12\x18.sagastore.v1.GetRequest\x1a\x19.sagastore.v1.GetResponse\x12I\n\x08\x42\x61tchGet\x12\x1d.sagastore.v1.BatchGetRequest\x1a\x1e.sagastore.v1.BatchGetResponse\x12=\n\x04List\x12\x19.sagastore.v1.ListRequest\x1a\x1a.sagastore.v1.ListResponse\x12\x43\n\x06Search\x12\x1b.sagastore.v1.SearchRequest\x1a\x1c.sagastore.v1.SearchResponse\x12M\n\x08\x42ulkSave\x12\x1d.sagastore.v1.BulkSaveRequest\x1a\x1e.sagastore.v1.BulkSaveResponse(\x01\x30\x01\x12\x43\n\x06\x44\x65lete\x12\x1b.sagastore.v1.DeleteRequest\x1a\x1c.sagastore.v1.DeleteResponse\x12\x45\n\x06\x45xport\x12\x1b.sagastore.v1.ExportRequest\x1a\x1c.sagastore.v1.ExportResponse0\x01\x42*\n\x0csagastore.v1P\x01Z\x18sagastore/v1;sagastorev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asagastore/v1/storage.proto\x12\x0csagastore.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asagastore/v1/message.proto\"\x8d\x01\n\x0bSaveRequest\x12&\n\x07message\x18\x01 \x01(\x0b\x32\x15.sagastore.v1.Message\x12\x18\n\x0bif_revision\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12,\n\ndurability\x18\x03 \x01(\x0e\x32\x18.sagastore.v1.DurabilityB\x0e\n\x0c_if_revision\"x\n\x0cSaveResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\'\n\ndurable_on\x18\x04 \x03(\x0e\x32\x13.sagastore.v1.Store\x12\x10\n\x08position\x18\x05 \x01(\t\"?\n\x10\x42\x61tchSaveRequest\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.sagastore.v1.SaveRequest\"N\n\x11\x42\x61tchSaveResponse\x12\'\n\x08outcomes\x18\x01 \x03(\x0b\x32\x15.sagastore.v1.Outcome\x12\x10\n\x08position\x18\x02 \x01(\t\"j\n\x07Outcome\x12+\n\x05saved\x18\x01 \x01(\x0b\x32\x1a.sagastore.v1.SaveResponseH\x00\x12(\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x15.sagastore.v1.FailureH\x00\x42\x08\n\x06result\"8\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\x0c\"H\n\nGetRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x19.sagastore.v1.Consistency\"G\n\x0bGetResponse\x12&\n\x07message\x18\x01 \x01(\x0b\x32\x15.sagastore.v1.Message\x12\x10\n\x08position\x18\x02 \x01(\t\"N\n\x0f\x42\x61tchGetRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12.\n\x0b\x63onsistency\x18\x02 \x01(\x0b\x32\x19.sagastore.v1.Consistency\"b\n\x10\x42\x61tchGetResponse\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.sagastore.v1.Message\x12\x13\n\x0bmissing_ids\x18\x02 \x03(\t\x12\x10\n\x08position\x18\x03 \x01(\t\"\x8e\x01\n\x0bListRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x14\n\x0cnewest_first\x18\x04 \x01(\x08\x12.\n\x0b\x63onsistency\x18\x05 \x01(\x0b\x32\x19.sagastore.v1.Consistency\"b\n\x0cListResponse\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.sagastore.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\t\"\xe4\x02\n\rSearchRequest\x12\r\n\x05query\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x17\n\nsession_id\x18\x05 \x01(\tH\x00\x88\x01\x01\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rmetadata_json\x18\x08 \x01(\t\x12\x11\n\tpage_size\x18\t \x01(\x05\x12\x12\n\npage_token\x18\n \x01(\t\x12\"\n\x05order\x18\x0b \x01(\x0e\x32\x13.sagastore.v1.Order\x12.\n\x0b\x63onsistency\x18\x0c \x01(\x0b\x32\x19.sagastore.v1.ConsistencyB\r\n\x0b_session_id\"V\n\x0cSearchResult\x12&\n\x07message\x18\x01 \x01(\x0b\x32\x15.sagastore.v1.Message\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0f\n\x07snippet\x18\x03 \x01(\t\"h\n\x0eSearchResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.sagastore.v1.SearchResult\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\t\"\x94\x01\n\x0f\x42ulkSaveRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.sagastore.v1.Message\x12-\n\x0bon_conflict\x18\x03 \x01(\x0e\x32\x18.sagastore.v1.OnConflict\x12\x17\n\x0fkeep_created_at\x18\x04 \x01(\x08\"\x9a\x01\n\x10\x42ulkSaveResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\r\n\x05saved\x18\x02 \x01(\x05\x12\x11\n\tunchanged\x18\x03 \x01(\x05\x12\x0f\n\x07skipped\x18\x04 \x01(\x05\x12/\n\x08rejected\x18\x05 \x03(\x0b\x32\x1d.sagastore.v1.RejectedMessage\x12\x10\n\x08position\x18\x06 \x01(\t\"K\n\x0fRejectedMessage\x12\r\n\x05index\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"E\n\rDeleteRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x18\n\x0bif_revision\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_if_revision\"\"\n\x0e\x44\x65leteResponse\x12\x10\n\x08position\x18\x01 \x01(\t\"i\n\rExportRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x12\n\nbatch_size\x18\x02 \x01(\x05\x12.\n\x0b\x63onsistency\x18\x03 \x01(\x0b\x32\x19.sagastore.v1.Consistency\"a\n\x0e\x45xportResponse\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.sagastore.v1.Message\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\t*U\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44URABILITY_PRIMARY\x10\x01\x12\x13\n\x0f\x44URABILITY_BOTH\x10\x02*F\n\x05Store\x12\x15\n\x11STORE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTORE_SQLITE\x10\x01\x12\x14\n\x10STORE_POSTGRESQL\x10\x02*X\n\nOnConflict\x12\x1b\n\x17ON_CONFLICT_UNSPECIFIED\x10\x00\x12\x17\n\x13ON_CONFLICT_REPLACE\x10\x01\x12\x14\n\x10ON_CONFLICT_SKIP\x10\x02*W\n\x05Order\x12\x15\n\x11ORDER_UNSPECIFIED\x10\x00\x12\x13\n\x0fORDER_RELEVANCE\x10\x01\x12\x10\n\x0cORDER_NEWEST\x10\x02\x12\x10\n\x0cORDER_OLDEST\x10\x03\x32\x83\x05\n\x0eStorageService\x12=\n\x04Save\x12\x19.sagastore.v1.SaveRequest\x1a\x1a.sagastore.v1.SaveResponse\x12L\n\tBatchSave\x12\x1e.sagastore.v1.BatchSaveRequest\x1a\x1f.sagastore.v1.BatchSaveResponse\x12:\n\x03Get\x12\x18.sagastore.v1.GetRequest\x1a\x19.sagastore.v1.GetResponse\x12I\n\x08\x42\x61tchGet\x12\x1d.sagastore.v1.BatchGetRequest\x1a\x1e.sagastore.v1.BatchGetResponse\x12=\n\x04List\x12\x19.sagastore.v1.ListRequest\x1a\x1a.sagastore.v1.ListResponse\x12\x43\n\x06Search\x12\x1b.sagastore.v1.SearchRequest\x1a\x1c.sagastore.v1.SearchResponse\x12M\n\x08\x42ulkSave\x12\x1d.sagastore.v1.BulkSaveRequest\x1a\x1e.sagastore.v1.BulkSaveResponse(\x01\x30\x01\x12\x43\n\x06\x44\x65lete\x12\x1b.sagastore.v1.DeleteRequest\x1a\x1c.sagastore.v1.DeleteResponse\x12\x45\n\x06\x45xport\x12\x1b.sagastore.v1.ExportRequest\x1a\x1c.sagastore.v1.ExportResponse0\x01\x42*\n\x0csagastore.v1P\x01Z\x18sagastore/v1;sagastorev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,50 +34,58 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sagastore.v1.storage_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\014sagastore.v1P\001Z\030sagastore/v1;sagastorev1'
-  _globals['_DURABILITY']._serialized_start=2194
-  _globals['_DURABILITY']._serialized_end=2279
-  _globals['_STORE']._serialized_start=2281
-  _globals['_STORE']._serialized_end=2351
-  _globals['_ONCONFLICT']._serialized_start=2353
-  _globals['_ONCONFLICT']._serialized_end=2441
-  _globals['_ORDER']._serialized_start=2443
-  _globals['_ORDER']._serialized_end=2530
+  _globals['_DURABILITY']._serialized_start=2505
+  _globals['_DURABILITY']._serialized_end=2590
+  _globals['_STORE']._serialized_start=2592
+  _globals['_STORE']._serialized_end=2662
+  _globals['_ONCONFLICT']._serialized_start=2664
+  _globals['_ONCONFLICT']._serialized_end=2752
+  _globals['_ORDER']._serialized_start=2754
+  _globals['_ORDER']._serialized_end=2841
   _globals['_SAVEREQUEST']._serialized_start=106
   _globals['_SAVEREQUEST']._serialized_end=247
   _globals['_SAVERESPONSE']._serialized_start=249
   _globals['_SAVERESPONSE']._serialized_end=369
-  _globals['_GETREQUEST']._serialized_start=371
-  _globals['_GETREQUEST']._serialized_end=443
-  _globals['_GETRESPONSE']._serialized_start=445
-  _globals['_GETRESPONSE']._serialized_end=516
-  _globals['_BATCHGETREQUEST']._serialized_start=518
-  _globals['_BATCHGETREQUEST']._serialized_end=596
-  _globals['_BATCHGETRESPONSE']._serialized_start=598
-  _globals['_BATCHGETRESPONSE']._serialized_end=696
-  _globals['_LISTREQUEST']._serialized_start=699
-  _globals['_LISTREQUEST']._serialized_end=841
-  _globals['_LISTRESPONSE']._serialized_start=843
-  _globals['_LISTRESPONSE']._serialized_end=941
-  _globals['_SEARCHREQUEST']._serialized_start=944
-  _globals['_SEARCHREQUEST']._serialized_end=1300
-  _globals['_SEARCHRESULT']._serialized_start=1302
-  _globals['_SEARCHRESULT']._serialized_end=1388
-  _globals['_SEARCHRESPONSE']._serialized_start=1390
-  _globals['_SEARCHRESPONSE']._serialized_end=1494
-  _globals['_BULKSAVEREQUEST']._serialized_start=1497
-  _globals['_BULKSAVEREQUEST']._serialized_end=1645
-  _globals['_BULKSAVERESPONSE']._serialized_start=1648
-  _globals['_BULKSAVERESPONSE']._serialized_end=1802
-  _globals['_REJECTEDMESSAGE']._serialized_start=1804
-  _globals['_REJECTEDMESSAGE']._serialized_end=1879
-  _globals['_DELETEREQUEST']._serialized_start=1881
-  _globals['_DELETEREQUEST']._serialized_end=1950
-  _globals['_DELETERESPONSE']._serialized_start=1952
-  _globals['_DELETERESPONSE']._serialized_end=1986
-  _globals['_EXPORTREQUEST']._serialized_start=1988
-  _globals['_EXPORTREQUEST']._serialized_end=2093
-  _globals['_EXPORTRESPONSE']._serialized_start=2095
-  _globals['_EXPORTRESPONSE']._serialized_end=2192
-  _globals['_STORAGESERVICE']._serialized_start=2533
-  _globals['_STORAGESERVICE']._serialized_end=3098
+  _globals['_BATCHSAVEREQUEST']._serialized_start=371
+  _globals['_BATCHSAVEREQUEST']._serialized_end=434
+  _globals['_BATCHSAVERESPONSE']._serialized_start=436
+  _globals['_BATCHSAVERESPONSE']._serialized_end=514
+  _globals['_OUTCOME']._serialized_start=516
+  _globals['_OUTCOME']._serialized_end=622
+  _globals['_FAILURE']._serialized_start=624
+  _globals['_FAILURE']._serialized_end=680
+  _globals['_GETREQUEST']._serialized_start=682
+  _globals['_GETREQUEST']._serialized_end=754
+  _globals['_GETRESPONSE']._serialized_start=756
+  _globals['_GETRESPONSE']._serialized_end=827
+  _globals['_BATCHGETREQUEST']._serialized_start=829
+  _globals['_BATCHGETREQUEST']._serialized_end=907
+  _globals['_BATCHGETRESPONSE']._serialized_start=909
+  _globals['_BATCHGETRESPONSE']._serialized_end=1007
+  _globals['_LISTREQUEST']._serialized_start=1010
+  _globals['_LISTREQUEST']._serialized_end=1152
+  _globals['_LISTRESPONSE']._serialized_start=1154
+  _globals['_LISTRESPONSE']._serialized_end=1252
+  _globals['_SEARCHREQUEST']._serialized_start=1255
+  _globals['_SEARCHREQUEST']._serialized_end=1611
+  _globals['_SEARCHRESULT']._serialized_start=1613
+  _globals['_SEARCHRESULT']._serialized_end=1699
+  _globals['_SEARCHRESPONSE']._serialized_start=1701
+  _globals['_SEARCHRESPONSE']._serialized_end=1805
+  _globals['_BULKSAVEREQUEST']._serialized_start=1808
+  _globals['_BULKSAVEREQUEST']._serialized_end=1956
+  _globals['_BULKSAVERESPONSE']._serialized_start=1959
+  _globals['_BULKSAVERESPONSE']._serialized_end=2113
+  _globals['_REJECTEDMESSAGE']._serialized_start=2115
+  _globals['_REJECTEDMESSAGE']._serialized_end=2190
+  _globals['_DELETEREQUEST']._serialized_start=2192
+  _globals['_DELETEREQUEST']._serialized_end=2261
+  _globals['_DELETERESPONSE']._serialized_start=2263
+  _globals['_DELETERESPONSE']._serialized_end=2297
+  _globals['_EXPORTREQUEST']._serialized_start=2299
+  _globals['_EXPORTREQUEST']._serialized_end=2404
+  _globals['_EXPORTRESPONSE']._serialized_start=2406
+  _globals['_EXPORTRESPONSE']._serialized_end=2503
+  _globals['_STORAGESERVICE']._serialized_start=2844
+  _globals['_STORAGESERVICE']._serialized_end=3487
 # @@protoc_insertion_point(module_scope)

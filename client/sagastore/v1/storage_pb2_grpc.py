@@ -50,6 +50,11 @@ class StorageServiceStub(object):
                 request_serializer=sagastore_dot_v1_dot_storage__pb2.SaveRequest.SerializeToString,
                 response_deserializer=sagastore_dot_v1_dot_storage__pb2.SaveResponse.FromString,
                 _registered_method=True)
+        self.BatchSave = channel.unary_unary(
+                '/sagastore.v1.StorageService/BatchSave',
+                request_serializer=sagastore_dot_v1_dot_storage__pb2.BatchSaveRequest.SerializeToString,
+                response_deserializer=sagastore_dot_v1_dot_storage__pb2.BatchSaveResponse.FromString,
+                _registered_method=True)
         self.Get = channel.unary_unary(
                 '/sagastore.v1.StorageService/Get',
                 request_serializer=sagastore_dot_v1_dot_storage__pb2.GetRequest.SerializeToString,
@@ -110,6 +115,20 @@ class StorageServiceServicer(object):
         Errors: INVALID_ARGUMENT with BadRequest; ALREADY_EXISTS (if_revision is 0
         and the id exists); ABORTED (if_revision is not the stored revision);
         UNAVAILABLE (DURABILITY_BOTH was not reached within the deadline).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchSave(self, request, context):
+        """Stores up to 1000 messages in one commit. Each request stands for itself, as
+        if it had been sent alone with Save, one after the other: it has its own
+        guard, durability and outcome, and one that fails does not affect the others.
+        The outcomes are in the order of the requests. The call takes as long as its
+        slowest request, so do not mix durabilities.
+
+        Errors of the whole call: INVALID_ARGUMENT (no requests, or more than 1000),
+        and those of the store, if they concern every request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -202,6 +221,11 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     request_deserializer=sagastore_dot_v1_dot_storage__pb2.SaveRequest.FromString,
                     response_serializer=sagastore_dot_v1_dot_storage__pb2.SaveResponse.SerializeToString,
             ),
+            'BatchSave': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchSave,
+                    request_deserializer=sagastore_dot_v1_dot_storage__pb2.BatchSaveRequest.FromString,
+                    response_serializer=sagastore_dot_v1_dot_storage__pb2.BatchSaveResponse.SerializeToString,
+            ),
             'Get': grpc.unary_unary_rpc_method_handler(
                     servicer.Get,
                     request_deserializer=sagastore_dot_v1_dot_storage__pb2.GetRequest.FromString,
@@ -276,6 +300,33 @@ class StorageService(object):
             '/sagastore.v1.StorageService/Save',
             sagastore_dot_v1_dot_storage__pb2.SaveRequest.SerializeToString,
             sagastore_dot_v1_dot_storage__pb2.SaveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchSave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sagastore.v1.StorageService/BatchSave',
+            sagastore_dot_v1_dot_storage__pb2.BatchSaveRequest.SerializeToString,
+            sagastore_dot_v1_dot_storage__pb2.BatchSaveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,16 @@ class StorageServiceStub:
     and the id exists); ABORTED (if_revision is not the stored revision);
     UNAVAILABLE (DURABILITY_BOTH was not reached within the deadline).
     """
+    BatchSave: _grpc.UnaryUnaryMultiCallable[_storage_pb2.BatchSaveRequest, _storage_pb2.BatchSaveResponse]
+    """Stores up to 1000 messages in one commit. Each request stands for itself, as
+    if it had been sent alone with Save, one after the other: it has its own
+    guard, durability and outcome, and one that fails does not affect the others.
+    The outcomes are in the order of the requests. The call takes as long as its
+    slowest request, so do not mix durabilities.
+
+    Errors of the whole call: INVALID_ARGUMENT (no requests, or more than 1000),
+    and those of the store, if they concern every request.
+    """
     Get: _grpc.UnaryUnaryMultiCallable[_storage_pb2.GetRequest, _storage_pb2.GetResponse]
     """Reads one message.
 
@@ -131,6 +141,16 @@ class StorageServiceAsyncStub(StorageServiceStub):
     Errors: INVALID_ARGUMENT with BadRequest; ALREADY_EXISTS (if_revision is 0
     and the id exists); ABORTED (if_revision is not the stored revision);
     UNAVAILABLE (DURABILITY_BOTH was not reached within the deadline).
+    """
+    BatchSave: _aio.UnaryUnaryMultiCallable[_storage_pb2.BatchSaveRequest, _storage_pb2.BatchSaveResponse]  # type: ignore[assignment]
+    """Stores up to 1000 messages in one commit. Each request stands for itself, as
+    if it had been sent alone with Save, one after the other: it has its own
+    guard, durability and outcome, and one that fails does not affect the others.
+    The outcomes are in the order of the requests. The call takes as long as its
+    slowest request, so do not mix durabilities.
+
+    Errors of the whole call: INVALID_ARGUMENT (no requests, or more than 1000),
+    and those of the store, if they concern every request.
     """
     Get: _aio.UnaryUnaryMultiCallable[_storage_pb2.GetRequest, _storage_pb2.GetResponse]  # type: ignore[assignment]
     """Reads one message.
@@ -212,6 +232,22 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: INVALID_ARGUMENT with BadRequest; ALREADY_EXISTS (if_revision is 0
         and the id exists); ABORTED (if_revision is not the stored revision);
         UNAVAILABLE (DURABILITY_BOTH was not reached within the deadline).
+        """
+
+    @_abc_1.abstractmethod
+    def BatchSave(
+        self,
+        request: _storage_pb2.BatchSaveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.BatchSaveResponse, _abc.Awaitable[_storage_pb2.BatchSaveResponse]]:
+        """Stores up to 1000 messages in one commit. Each request stands for itself, as
+        if it had been sent alone with Save, one after the other: it has its own
+        guard, durability and outcome, and one that fails does not affect the others.
+        The outcomes are in the order of the requests. The call takes as long as its
+        slowest request, so do not mix durabilities.
+
+        Errors of the whole call: INVALID_ARGUMENT (no requests, or more than 1000),
+        and those of the store, if they concern every request.
         """
 
     @_abc_1.abstractmethod

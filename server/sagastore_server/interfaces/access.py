@@ -14,8 +14,8 @@ class Role(enum.IntEnum):
     """Reads: Get, BatchGet, List, Search, Export, GetSession, ListSessions, GetFile and
     ListFiles."""
     WRITER = 2
-    """Also writes: Save, BulkSave, Delete, Append, UpdateSession, TruncateSession, DeleteSession,
-    SaveFile and DeleteFile."""
+    """Also writes: Save, BatchSave, BulkSave, Delete, Append, UpdateSession, TruncateSession,
+    DeleteSession, SaveFile and DeleteFile."""
     ADMIN = 3
     """Also MigrationService."""
 

@@ -1,9 +1,11 @@
 """Copies the auxiliary rows (quarantine, extra values) to the target.
 
 The rows are replaced in several transactions. The target's mark shows if they are complete
-(`BackfillMark.carried`): it is cleared, under a new number of the attempt, before the first of
-them, and set after the last. Each transaction checks the mark, so one of an earlier attempt that
-is executed late, for example after its connection seemed lost, changes nothing.
+(`BackfillMark.carried`): it is cleared before the first of them, and set after the last. Each
+transaction is a compare-and-set of the mark and raises its number (`BackfillMark.attempt`), so it
+changes nothing if the rows of the transaction before it are not there: if it belongs to an earlier
+attempt and is executed late, for example after its connection seemed lost, or if the target was
+set back meanwhile.
 """
 
 from __future__ import annotations
@@ -11,30 +13,31 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 from sagastore_server.migration.lease import TargetSession
-from sagastore_server.storage.replication import (
-    AuxiliaryRows,
-    MigrationSource,
-    MigrationTarget,
-)
+from sagastore_server.storage.replication import AuxiliaryRows, BackfillMark, MigrationSource
 
 _ROWS = 200
 """Rows per transaction. A quarantined row may have megabytes of text."""
 
 
-async def carry_all(
-    source: MigrationSource, target: MigrationTarget, session: TargetSession
-) -> None:
+async def carry_all(source: MigrationSource, session: TargetSession) -> BackfillMark:
     """Replace the target's quarantine and extra values by those of the source.
 
     Each call starts from the beginning, so it can be interrupted at any point. Afterwards
-    ``carried`` is not set yet: see ``finish_carrying``. The caller holds ``session.marking``.
+    ``carried`` is not set yet: ``finish_carrying`` sets it in the mark that is returned. The
+    caller holds ``session.marking``.
     """
-    attempt = session.mark.attempt + 1
-    await session.copy([], session.mark._replace(carried=False, attempt=attempt))
-    mark = session.mark
-    await target.carry(session.lease, AuxiliaryRows(), first=True, mark=mark)
+    mark = await _step(session, AuxiliaryRows(), session.mark, first=True)
     async for rows in all_auxiliary_rows(source):
-        await target.carry(session.lease, rows, first=False, mark=mark)
+        mark = await _step(session, rows, mark)
+    return mark
+
+
+async def _step(
+    session: TargetSession, rows: AuxiliaryRows, before: BackfillMark, *, first: bool = False
+) -> BackfillMark:
+    mark: BackfillMark = before._replace(carried=False, attempt=before.attempt + 1)
+    await session.carry(rows, mark, before, first=first)
+    return mark
 
 
 async def all_auxiliary_rows(source: MigrationSource) -> AsyncGenerator[AuxiliaryRows, None]:
@@ -49,6 +52,13 @@ async def all_auxiliary_rows(source: MigrationSource) -> AsyncGenerator[Auxiliar
         key = (extras[-1].message_id, extras[-1].name)
 
 
-async def finish_carrying(session: TargetSession) -> None:
-    """Note in the target that its auxiliary rows are complete."""
-    await session.copy([], session.mark._replace(carried=True))
+async def finish_carrying(session: TargetSession, before: BackfillMark, least: int = 0) -> None:
+    """Note in the target that its auxiliary rows are complete.
+
+    Args:
+        session: The session of the target.
+        before: The mark of the last step.
+        least: The journal position that the target must have reached.
+
+    """
+    await session.copy([], before._replace(carried=True), before, least)

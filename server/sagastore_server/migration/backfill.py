@@ -171,35 +171,36 @@ class Backfill:
 
     async def _advance_mark(self, mark: BackfillMark) -> None:
         if mark.state is BackfillState.PENDING:
-            await self._begin()
+            await self._begin(mark)
         elif not mark.carried:
-            await self.carry()
+            await self._carry()
         elif mark.cursor < mark.upto:
             await self._copy(mark)
         else:
             await self._end(mark)
 
-    async def _begin(self) -> None:
+    async def _begin(self, before: BackfillMark) -> None:
         self._step = "preparing"
         upto = await self._source.last_id()
         total = await self._source.count()
         _log.info("backfill started: %d messages", total)
-        await self._note(BackfillMark(BackfillState.RUNNING, upto=upto or "", total=total))
+        mark = BackfillMark(BackfillState.RUNNING, upto=upto or "", total=total)
+        await self._apply(mark, [], before)
 
-    async def carry(self) -> None:
+    async def _carry(self) -> None:
         """Copy the auxiliary rows (quarantine, extra values), the sessions and the files.
 
-        Sessions and files are copied by way of the journal. The mark is set only when they are
-        applied, so a target that is set back to it has them.
+        Sessions and files are copied by way of the journal. The mark is set only in a target that
+        has applied them, so a target that is set back to it has them.
         """
         self._step = "copying quarantine"
-        await carry_all(self._source, self._target, self._session)
+        mark = await carry_all(self._source, self._session)
         self._step = "copying sessions and files"
         last = await self._source.journal_records()
         while not await self._fallback.reach(last, _REACH_SLICE):
             if not self._may_work:
                 return
-        await finish_carrying(self._session)
+        await finish_carrying(self._session, mark, least=last)
 
     async def _copy(self, mark: BackfillMark) -> None:
         self._step = "copying messages"
@@ -210,18 +211,20 @@ class Backfill:
             page = await self._page(mark, size)
             copied = mark.copied + page.rows
             after = mark._replace(cursor=page.cursor, copied=copied, total=max(mark.total, copied))
-            await self._copy_and_prefetch(after, page, size)
+            await self._copy_and_prefetch(mark, after, page, size)
         worked = self._clock.monotonic() - began
         await self._throttle.rest(page.rows, worked)
         self._throttled = self._clock.monotonic() - began - worked
 
-    async def _copy_and_prefetch(self, after: BackfillMark, page: _Page, size: int) -> None:
+    async def _copy_and_prefetch(
+        self, before: BackfillMark, after: BackfillMark, page: _Page, size: int
+    ) -> None:
         """Store a page; prefetch the next one unless the throttle pauses for too long."""
         reading: asyncio.Task[_Page] | None = None
         if after.cursor < after.upto and self._throttled < _FRESH:
             reading = awaited(self._read(after, size))
         try:
-            await self._apply(after, page.prepared)
+            await self._apply(after, page.prepared, before)
             self._ahead = None if reading is None else await reading
         except BaseException:
             if reading is not None:
@@ -270,14 +273,13 @@ class Backfill:
         self._step = "refreshing the planner's statistics"
         await self._target.refresh_statistics()
         # Rows deleted before their turn are subtracted from the total.
-        await self._note(mark._replace(state=BackfillState.DONE, total=mark.copied))
+        await self._apply(mark._replace(state=BackfillState.DONE, total=mark.copied), [], mark)
         _log.info("backfill done: %d messages copied, all indexes built", mark.copied)
         await self._when_done()
 
-    async def _note(self, mark: BackfillMark) -> None:
-        await self._apply(mark, [])
-
-    async def _apply(self, mark: BackfillMark, messages: list[Message] | PreparedRows) -> None:
+    async def _apply(
+        self, mark: BackfillMark, messages: list[Message] | PreparedRows, before: BackfillMark
+    ) -> None:
         if not self._fallback.attached:
             raise UnavailableError("PostgreSQL is not attached at the moment; the step is repeated")
-        await self._session.copy(messages, mark)
+        await self._session.copy(messages, mark, before)

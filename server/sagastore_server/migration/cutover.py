@@ -150,6 +150,7 @@ class Cutover:
 
     async def _take_over(self, compared: int, accepted: int | None) -> dict[str, object]:
         state = self._current_state.state
+        attachment = self._session.attachments
         try:
             # This commit goes through the write queue, so no write is queued when it returns.
             await self._current_state.commit(self._source, state._replace(completing=True))
@@ -164,7 +165,7 @@ class Cutover:
         # From the commit in PostgreSQL on, forwarders write there without this server.
         self._current_state.in_doubt = True
         try:
-            finished = await self._finish(last.epoch)
+            finished = await self._finish(last.epoch, attachment)
         finally:
             self._current_state.in_doubt = False
         if not finished:
@@ -202,14 +203,17 @@ class Cutover:
         now = self._clock.now()
         return _report(self._current_state.state, postgresql, compared, rows, now)
 
-    async def _finish(self, epoch: int) -> bool:
+    async def _finish(self, epoch: int, attachment: int) -> bool:
         """Let PostgreSQL take over; return whether it has.
 
         Returns only once that is certain: a write that SQLite accepted after PostgreSQL had
-        taken over would be lost.
+        taken over would be lost. ``attachment`` is the one in which the target was compared.
         """
         session = self._session
-        # A target that was set back since the last comparison must not become the only store.
+        # A target that was set back since the last comparison must not become the only store. The
+        # compare-and-set finds that, unless its lower position has been taken over already.
+        if session.attachments != attachment:
+            return False
         finish = self._target.finish(
             session.lease, epoch, self._source.committed, session.position, session.mark
         )

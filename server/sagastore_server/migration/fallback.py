@@ -258,6 +258,9 @@ class Fallback:
                 return False
             if not await self._target_is_intact(within):
                 return False
+            # It may have been attached again since it was reached, with less than it had.
+            if self.applied < self._source.committed:
+                return False
             self.set_status(ReplicaStatus.CURRENT)
             return True
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from sagastore_server.migration.current_state import MigrationContext
@@ -34,7 +34,13 @@ from sagastore_server.storage.errors import (
     UnavailableError,
 )
 from sagastore_server.storage.model import Message
-from sagastore_server.storage.replication import BackfillMark, Lease, PreparedRows, TargetRecord
+from sagastore_server.storage.replication import (
+    AuxiliaryRows,
+    BackfillMark,
+    Lease,
+    PreparedRows,
+    TargetRecord,
+)
 
 LEASE_WITHIN = 15.0
 """Seconds to wait for another server's lease to expire. Longer than a lease lasts
@@ -223,18 +229,42 @@ class TargetSession:
         took = self._clock.monotonic() - started
         self.apply_seconds = max(took, self.apply_seconds / 2)
 
-    async def copy(self, messages: list[Message] | PreparedRows, mark: BackfillMark) -> None:
+    async def copy(
+        self,
+        messages: list[Message] | PreparedRows,
+        mark: BackfillMark,
+        before: BackfillMark,
+        least: int = 0,
+    ) -> None:
         """Copy existing rows to the target, and set ``mark`` as the progress of the backfill.
+
+        Args:
+            messages: The rows.
+            mark: The progress once they are stored.
+            before: The mark from which this step was planned. It is not simply the one confirmed
+                last: the target may have been attached again since then, with less.
+            least: The journal position that the target must have reached.
 
         Raises:
             StorageError: Nothing is recorded here. After TargetSetBackError the target is
                 attached again, which may find another mark.
 
         """
+        await self._step(mark, lambda: self._target.copy(self.lease, messages, mark, before, least))
+
+    async def carry(
+        self, rows: AuxiliaryRows, mark: BackfillMark, before: BackfillMark, *, first: bool
+    ) -> None:
+        """Copy auxiliary rows, as ``copy`` does; ``first`` deletes those that were there."""
+        await self._step(
+            mark, lambda: self._target.carry(self.lease, rows, mark, before, first=first)
+        )
+
+    async def _step(self, mark: BackfillMark, work: Callable[[], Awaitable[object]]) -> None:
         attachment = self.attachments
         self.copies_started += 1
         try:
-            confirmed = await self._target.copy(self.lease, messages, mark, before=self.mark)
+            await work()
         except TargetSetBackError:
             self.reattach()
             raise
@@ -242,7 +272,7 @@ class TargetSession:
             self.copies_ended += 1
         if attachment != self.attachments:
             raise UnavailableError("PostgreSQL was attached again meanwhile; the step is repeated")
-        self.mark = confirmed
+        self.mark = mark
         self._current_state.notify()
 
     def refused(self, error: PreconditionError) -> Blocker | None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
+from sagastore_server.migration.both_stores import BOTH, BothStores
 from sagastore_server.migration.current_state import MigrationContext
 from sagastore_server.migration.lease import TAKEN_OVER
 from sagastore_server.migration.replicator import Replicator
@@ -32,8 +33,8 @@ from sagastore_server.storage.model import (
     OnConflict,
     Page,
     QuarantinedRow,
+    SaveRequest,
     SaveResult,
-    Store,
     StoreHealth,
 )
 from sagastore_server.storage.phase import Phase
@@ -48,8 +49,6 @@ from sagastore_server.storage.sessions import (
     SessionScan,
     Truncation,
 )
-
-BOTH = (Store.SQLITE, Store.POSTGRESQL)
 
 _OUTAGES = (UnavailableError, CorruptStoreError, StorageFullError)
 """Errors of a read of PostgreSQL after which SQLite answers."""
@@ -93,6 +92,7 @@ class Router(StorageBackend):
         self._current_state = context.current_state
         self._session = replicator.session
         self._fallback = replicator.fallback
+        self._both = BothStores(context, replicator)
         self._shadow = shadow
         self._throttle = throttle
         self._lifecycle = lifecycle
@@ -117,9 +117,14 @@ class Router(StorageBackend):
     ) -> SaveResult:
         """See the contract; ``durable_on`` follows the phase."""
         result, on_both = await self._write(lambda store: store.save(message, if_revision))
-        if on_both or await self._reached([(result.id, result.revision)], everywhere_within):
+        if on_both or await self._both.reached([(result.id, result.revision)], everywhere_within):
             return result._replace(durable_on=BOTH)
         return result
+
+    async def batch_save(self, requests: Sequence[SaveRequest]) -> list[SaveResult | Exception]:
+        """See the contract; ``durable_on`` follows the phase."""
+        results, on_both = await self._write(lambda store: store.batch_save(requests))
+        return await self._both.told(requests, results, on_both=on_both)
 
     @property
     def indexer(self) -> Indexer | None:
@@ -153,7 +158,7 @@ class Router(StorageBackend):
             lambda store: store.append(session_id, messages, if_revision)
         )
         saved = [(one.id, one.revision) for one in result.saved]
-        if on_both or await self._reached(saved, everywhere_within):
+        if on_both or await self._both.reached(saved, everywhere_within):
             return result._replace(durable_on=BOTH)
         return result
 
@@ -220,7 +225,7 @@ class Router(StorageBackend):
     ) -> SaveResult:
         """See the contract; ``durable_on`` follows the phase."""
         result, on_both = await self._write(lambda store: store.save_file(draft, if_revision))
-        if on_both or await self._reached(
+        if on_both or await self._both.reached(
             [(result.id, result.revision)], everywhere_within, RecordKind.FILE
         ):
             return result._replace(durable_on=BOTH)
@@ -279,46 +284,6 @@ class Router(StorageBackend):
         if self._writes_sqlite():
             self._fallback.check_lease()
         return on_both
-
-    async def _reached(
-        self,
-        saved: Sequence[tuple[str, int]],
-        within: float | None,
-        kind: RecordKind = RecordKind.MESSAGE,
-    ) -> bool:
-        """Wait until PostgreSQL has rows, if ``within`` is given and the phase has two stores."""
-        if within is None or not self._current_state.phase.journals:
-            return False
-        both = await self._everywhere(saved, within, kind)
-        if self._writes_sqlite():
-            self._fallback.check_lease()
-        return both
-
-    async def _everywhere(
-        self, saved: Sequence[tuple[str, int]], within: float, kind: RecordKind
-    ) -> bool:
-        """Wait until PostgreSQL has rows, given by id and revision; return whether it has.
-
-        Raises:
-            UnavailableError: It has not after ``within`` seconds.
-
-        """
-        sequence = self._source.committed
-        base = self._current_state.state.base
-        old = [key for key, revision in saved if revision <= base]
-        if old and self._session.mark.state is not BackfillState.DONE:
-            # Unchanged, and older than the journal: the backfill may not have copied them yet.
-            sequence = await self._source.requeue(old, kind)
-        if await self._fallback.reach(sequence, within):
-            return True
-        if not self._current_state.phase.journals:
-            return False
-        noun = kind.name.lower()
-        what = f"{noun} {saved[0][0]!r} is" if len(saved) == 1 else f"{len(saved):,} {noun}s are"
-        raise UnavailableError(
-            f"{what} stored in SQLite and not in PostgreSQL yet; the change is replicated "
-            "automatically, and repeating the request is safe"
-        )
 
     # ------------------------------------------------------------------ reads
 

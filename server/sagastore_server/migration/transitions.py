@@ -126,7 +126,7 @@ class Transitions:
             await self._commit(Phase.BACKFILL, accepted)
         if mark.state is BackfillState.DONE and not all(index.valid for index in indexes):
             again: BackfillMark = mark._replace(state=BackfillState.RUNNING)
-            await self._session.copy([], again)
+            await self._session.copy([], again, mark)
         await self._notify_target()
 
     async def _to_read_postgres(self, accepted: int | None) -> None:

@@ -111,8 +111,8 @@ class Verifications:
     def _verifier(self) -> Verifier:
         async def recarry() -> None:
             async with self._session.marking:
-                await carry_all(self._source, self._target, self._session)
-                await finish_carrying(self._session)
+                mark = await carry_all(self._source, self._session)
+                await finish_carrying(self._session, mark)
 
         mark = self._session.mark
         return Verifier(

@@ -39,6 +39,7 @@ from sagastore_server.postgresql.writer import PostgreSQLGroupWriter
 from sagastore_server.runtime.supervisor import Supervisor
 from sagastore_server.runtime.worker_pool import WorkerPool
 from sagastore_server.storage.base import Indexer, PreparedTerms
+from sagastore_server.storage.batch_saves import sessions_of
 from sagastore_server.storage.changes import Changes, Turn
 from sagastore_server.storage.errors import (
     NotFoundError,
@@ -68,7 +69,7 @@ from sagastore_server.storage.query import (
     may_rank,
 )
 from sagastore_server.storage.reanalysis import Reanalysis
-from sagastore_server.storage.session_writes import SessionWrites, sessions_of
+from sagastore_server.storage.session_writes import SessionWrites
 from sagastore_server.storage.sessions import (
     Session,
     SessionCriteria,

@@ -104,15 +104,17 @@ def set_back(found: str, expected: str) -> TargetSetBackError:
     )
 
 
-def check_mark(found: BackfillMark, before: BackfillMark | None) -> None:
-    """Compare the stored backfill mark with the expected one.
+def check_mark(record: TargetRecord, before: BackfillMark | None, least: int = 0) -> None:
+    """Compare the stored record with the expected backfill mark and the least position.
 
     Raises:
-        TargetSetBackError: They differ.
+        TargetSetBackError: The mark differs, or the position is lower.
 
     """
-    if before is not None and found != before:
-        raise set_back(_place(found), _place(before))
+    if before is not None and record.backfill != before:
+        raise set_back(_place(record.backfill), _place(before))
+    if record.applied < least:
+        raise set_back(f"change {record.applied}", f"change {least}")
 
 
 def _place(mark: BackfillMark) -> str:

@@ -254,6 +254,7 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
         messages: Sequence[Message] | PreparedRows,
         mark: BackfillMark,
         before: BackfillMark | None = None,
+        least: int = 0,
     ) -> BackfillMark:
         """See the contract."""
         ready = messages if isinstance(messages, PreparedRows) else await self.prepare(messages)
@@ -265,15 +266,25 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
             if rows:
                 await journal_apply.fill(connection, rows)
 
-        await self._holding(lease, store, before=before)
+        await self._holding(lease, store, before=before, least=least)
         return mark
 
     async def carry(
-        self, lease: Lease, rows: AuxiliaryRows, *, first: bool, mark: BackfillMark | None = None
+        self,
+        lease: Lease,
+        rows: AuxiliaryRows,
+        mark: BackfillMark,
+        before: BackfillMark | None = None,
+        *,
+        first: bool,
     ) -> None:
         """See the contract."""
-        work = partial(auxiliary_rows.store, rows=rows, first=first)
-        await self._holding(lease, work, before=mark)
+
+        async def store(connection: Connection) -> None:
+            await note_mark(connection, mark)
+            await auxiliary_rows.store(connection, rows, first=first)
+
+        await self._holding(lease, store, before=before)
 
     async def carried(self) -> AuxiliaryTally:
         """See the contract."""
@@ -317,6 +328,8 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
         applied: int = 0,
         after: int | None = None,
         before: BackfillMark | None = None,
+        *,
+        least: int = 0,
     ) -> TargetRecord:
         """Run ``work`` in a transaction that holds the lease; return the previous record.
 
@@ -330,6 +343,7 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
             applied: New journal position, if it is greater than the stored one.
             after: Journal position that the record must have; None for any.
             before: Backfill mark that the record must have; None for any.
+            least: Journal position that the record must have reached.
 
         """
         # A renewal stores nothing, so the lease survives the loss of a required standby.
@@ -342,7 +356,7 @@ class PostgreSQLTarget(PostgreSQLStorage, MigrationTarget):
                 record = await hold(
                     connection, lease, applied, after, compatibility=self._compatibility
                 )
-                check_mark(record.backfill, before)
+                check_mark(record, before, least)
                 await work(connection)
             return record
 

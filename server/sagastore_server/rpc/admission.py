@@ -56,7 +56,7 @@ _FILES = "sagastore.v1.FileService"
 _ROLES = {
     **{f"{_STORAGE}.{name}": Role.READER for name in ("Get", "BatchGet", "List", "Search")},
     f"{_STORAGE}.Export": Role.READER,
-    **{f"{_STORAGE}.{name}": Role.WRITER for name in ("Save", "BulkSave", "Delete")},
+    **{f"{_STORAGE}.{name}": Role.WRITER for name in ("Save", "BatchSave", "BulkSave", "Delete")},
     **{f"{_SESSIONS}.{name}": Role.READER for name in ("GetSession", "ListSessions")},
     **{
         f"{_SESSIONS}.{name}": Role.WRITER

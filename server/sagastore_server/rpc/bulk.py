@@ -31,7 +31,7 @@ from sagastore.v1 import storage_pb2
 from sagastore_server.rpc import bulk_validation, convert
 from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.status import one_line
-from sagastore_server.rpc.wire import InvalidText
+from sagastore_server.rpc.wire import InvalidText, by_entry, merged
 from sagastore_server.runtime.supervisor import awaited
 from sagastore_server.runtime.worker_pool import SHORT, WorkerPool
 from sagastore_server.storage.base import Indexer, PreparedTerms, StorageBackend
@@ -197,7 +197,7 @@ async def validate_batch(
         else await worker_pool.map(bulk_validation.check, sent)
     )
     for index, (found, draft, one) in enumerate(results):
-        violations = _merged(unreadable[index], found) if index in unreadable else found
+        violations = merged(unreadable[index], found) if index in unreadable else found
         if violations:
             rejected.append(_rejected(index, draft[0], violations))
         else:
@@ -225,18 +225,8 @@ def _repaired(
     """Return the repaired request, and the violations of unreadable text by message index."""
     if request.repaired is None:
         raise InvalidRequestError(request.violations)
-    unreadable: dict[int, list[Violation]] = {}
-    for field, reason in request.violations:
-        head, _, name = field.partition("].")
-        index = int(head.removeprefix("messages["))
-        unreadable.setdefault(index, []).append(Violation(name, reason))
+    unreadable = by_entry(request.violations, "messages")
     return cast("storage_pb2.BulkSaveRequest", request.repaired), unreadable
-
-
-def _merged(unreadable: list[Violation], found: list[Violation]) -> list[Violation]:
-    """Add the violations of the other fields. An unreadable field was replaced by ``?``."""
-    fields = {violation.field for violation in unreadable}
-    return unreadable + [violation for violation in found if violation.field not in fields]
 
 
 def _rejected(

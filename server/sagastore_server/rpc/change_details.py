@@ -20,7 +20,7 @@ INTERVAL = 60.0
 """Seconds between two lines about an open BulkSave, which bounds what a crash loses."""
 
 _SHOWN_IDS = 5
-"""Ids in the line of an Append; the line also has their number."""
+"""Ids in the line of an Append or a BatchSave; the line also has their number."""
 
 Target = Callable[..., Any]
 
@@ -142,6 +142,25 @@ def _save(request: Any, response: Any) -> Details:
     return (("id", response.id), session, ("revision", response.revision))
 
 
+def _batch_save(request: Any, response: Any) -> Details:
+    if isinstance(request, InvalidText):
+        return ()
+    found: Details = (
+        ("session", _first_session([one.message for one in request.requests[:1]])),
+        ("messages", len(request.requests)),
+    )
+    if response is None:
+        return found
+    saved = [one.saved.id for one in response.outcomes if one.HasField("saved")]
+    ids = saved[:_SHOWN_IDS]
+    return (
+        *found,
+        ("ids", ids),
+        ("saved", len(saved)),
+        ("failed", len(response.outcomes) - len(saved)),
+    )
+
+
 def _save_file(request: Any, response: Any) -> Details:
     if response is None:
         return (("id", request.file.id),)
@@ -212,6 +231,7 @@ def _verify(_request: Any, response: Any) -> Details:
 _V1 = "sagastore.v1"
 CHANGES: dict[str, Describe] = {
     f"{_V1}.StorageService.Save": _save,
+    f"{_V1}.StorageService.BatchSave": _batch_save,
     f"{_V1}.StorageService.Delete": _one_id,
     f"{_V1}.SessionService.Append": _append,
     f"{_V1}.SessionService.UpdateSession": _update_session,

@@ -16,8 +16,8 @@ from google.protobuf.message import Message
 from sagastore.v1 import message_pb2
 from sagastore_server.interfaces import consistency
 from sagastore_server.interfaces.consistency import Level
-from sagastore_server.rpc import tokens
-from sagastore_server.rpc.tokens import Scalar
+from sagastore_server.rpc import page_tokens
+from sagastore_server.rpc.page_tokens import Scalar
 from sagastore_server.storage.errors import InvalidRequestError, Violation
 
 _REQUEST_FIELD, _RESPONSE_FIELD = "consistency", "position"
@@ -101,7 +101,7 @@ def token_of(key: bytes, cursor: Sequence[Scalar]) -> str:
     their tokens stay as earlier versions of the server know them.
     """
     position = consistency.noted() if consistency.is_required() else None
-    return tokens.encode(key, cursor, position)
+    return page_tokens.encode(key, cursor, position)
 
 
 def cursor_of(
@@ -109,8 +109,8 @@ def cursor_of(
 ) -> tuple[Scalar, ...]:
     """Return the cursor of a token, and require that the call reads nothing older than its page.
 
-    Args and errors are those of `tokens.decode`.
+    Args and errors are those of `page_tokens.decode`.
     """
-    cursor, position = tokens.decode(key, token, field, shape)
+    cursor, position = page_tokens.decode(key, token, field, shape)
     consistency.follow(position)
     return cursor

@@ -9,7 +9,7 @@ from __future__ import annotations
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sagastore.v1 import message_pb2, storage_pb2
-from sagastore_server.storage.model import Message, OnConflict, Store
+from sagastore_server.storage.model import Message, OnConflict, SaveResult, Store
 from sagastore_server.storage.validation import Sent
 
 _MICRO = 1_000_000
@@ -76,3 +76,13 @@ def fill_time(target: Timestamp, micros: int) -> None:
     target.seconds, rest = divmod(micros, _MICRO)
     if rest:
         target.nanos = rest * 1000
+
+
+def saved(result: SaveResult) -> storage_pb2.SaveResponse:
+    """Return the response to a save."""
+    return storage_pb2.SaveResponse(
+        id=result.id,
+        revision=result.revision,
+        created=result.created,
+        durable_on=[STORES[store] for store in result.durable_on],
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sagastore.v1 import file_pb2
-from sagastore_server.rpc import consistency, convert, file_requests, requests, tokens
+from sagastore_server.rpc import consistency, convert, file_requests, page_tokens, requests
 from sagastore_server.rpc.handlers import TimeLeft, timed
 from sagastore_server.rpc.ids import IdSource
 from sagastore_server.rpc.offload import parsed
@@ -50,7 +50,7 @@ class FileServicer:
     async def ListFiles(self, request: file_pb2.ListFilesRequest) -> file_pb2.ListFilesResponse:
         """Read a page of file records."""
         tags, size = file_requests.list_files(request)
-        key = tokens.request_key("ListFiles", *tags)
+        key = page_tokens.request_key("ListFiles", *tags)
         after = None
         if request.page_token:
             position = consistency.cursor_of(key, request.page_token, "page_token", (int, str))

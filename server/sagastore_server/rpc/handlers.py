@@ -36,7 +36,7 @@ from sagastore_server.rpc.error_responder import STATUS_TIMEOUT, ErrorResponder
 from sagastore_server.rpc.forwarding import Forwarding
 from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.places import Place
-from sagastore_server.rpc.receiving import Parse, messages, parsed, parser, receiver
+from sagastore_server.rpc.receiving import REPAIRED, Parse, messages, parsed, parser, receiver
 from sagastore_server.rpc.wire import InvalidText
 from sagastore_server.runtime.supervisor import awaited
 from sagastore_server.runtime.worker_pool import WorkerPool
@@ -173,6 +173,7 @@ class _Dispatcher:
         admission, lifecycle = self._admission, self._admission.lifecycle
         name, role = _name(method), required_role(method)
         receive, parse = receiver(method, admission), parser(method, self._pool)
+        valid = _any if method.name in REPAIRED else _valid
         respond, may_refuse = _responding(method, target), _may_refuse(method)
         answer_reserve = MAX_PAGE_BYTES if method.name in _WRITES_WITH_LARGE_ANSWERS else 0
         forward = None if self._forwarding is None else self._forwarding.unary
@@ -191,7 +192,7 @@ class _Dispatcher:
                     raw = await receive(context, place)
                     answer = await forward(name, raw, context) if forward else None
                     if answer is None:
-                        request = _valid(await parse(raw))
+                        request: Any = valid(await parse(raw))
                         answer = _serialized(await respond(request, context, place))
                     place.send(len(answer), may_refuse=may_refuse)
                 finally:
@@ -387,6 +388,10 @@ async def _only(request: bytes) -> AsyncIterator[bytes]:
 def _valid(request: Message | InvalidText) -> Message:
     if isinstance(request, InvalidText):
         raise InvalidRequestError(request.violations)
+    return request
+
+
+def _any(request: Message | InvalidText) -> Message | InvalidText:
     return request
 
 

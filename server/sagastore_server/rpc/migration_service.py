@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from sagastore.v1 import migration_pb2
-from sagastore_server.rpc import migration_convert, requests, tokens
+from sagastore_server.rpc import migration_convert, page_tokens, requests
 from sagastore_server.rpc.handlers import endless, interruptible
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.limits import MAX_PAGE_BYTES
@@ -76,10 +76,12 @@ class MigrationServicer:
     ) -> migration_pb2.ListQuarantineResponse:
         """Read a page of the quarantine."""
         size = requests.page_size(request.page_size)
-        key = tokens.request_key("ListQuarantine")
+        key = page_tokens.request_key("ListQuarantine")
         after = 0
         if request.page_token:
-            after = int(tokens.decode(key, request.page_token, "page_token", (int,)).cursor[0] or 0)
+            after = int(
+                page_tokens.decode(key, request.page_token, "page_token", (int,)).cursor[0] or 0
+            )
         rows, more = await _quarantine_page(self._backend, size, after)
         response = migration_pb2.ListQuarantineResponse()
         for row in rows:
@@ -87,7 +89,7 @@ class MigrationServicer:
                 source_key=row.source_key, reason=row.reason, field=row.field, row=row.row
             )
         if more:
-            response.next_page_token = tokens.encode(key, (rows[-1].number,))
+            response.next_page_token = page_tokens.encode(key, (rows[-1].number,))
         return response
 
 

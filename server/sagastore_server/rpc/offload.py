@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sagastore.v1 import session_pb2
+from sagastore.v1 import message_pb2, session_pb2, storage_pb2
 from sagastore_server.runtime.worker_pool import SHORT, WorkerPool
 
 T = TypeVar("T")
@@ -32,12 +32,18 @@ async def parsed(pool: WorkerPool, cost: int, parse: Callable[..., T], *argument
 
 def append_cost(request: session_pb2.AppendRequest) -> int:
     """Return the cost of parsing an AppendRequest."""
-    return sum(
-        [
-            _MESSAGE
-            + len(message.metadata_json)
-            + _TAG * len(message.tags)
-            + len(message.content) // _CONTENT
-            for message in request.messages
-        ]
+    return sum(map(_message_cost, request.messages))
+
+
+def save_cost(request: storage_pb2.SaveRequest) -> int:
+    """Return the cost of parsing a SaveRequest of a batch."""
+    return _message_cost(request.message)
+
+
+def _message_cost(message: message_pb2.Message) -> int:
+    return (
+        _MESSAGE
+        + len(message.metadata_json)
+        + _TAG * len(message.tags)
+        + len(message.content) // _CONTENT
     )

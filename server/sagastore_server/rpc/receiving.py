@@ -22,6 +22,10 @@ from sagastore_server.rpc.request_limits import request_limit
 from sagastore_server.rpc.wire import LARGE, InvalidText, decoder, examine, has_few_fields
 from sagastore_server.runtime.worker_pool import WorkerPool
 
+REPAIRED = frozenset({"BatchSave"})
+"""Unary methods whose requests are parsed although some of their text is not valid UTF-8: the parts
+of such a request succeed or fail separately. They get an ``InvalidText``, as streams do."""
+
 Receive = Callable[..., Awaitable[bytes]]
 Parse = Callable[[bytes], Awaitable[Message | InvalidText]]
 
@@ -74,7 +78,7 @@ def parser(method: MethodDescriptor, pool: WorkerPool | None) -> Parse:
     Requests of many fields are examined in ``pool``, or without one in a thread.
     """
     request_type = GetMessageClass(method.input_type)
-    repair = method.client_streaming
+    repair = method.client_streaming or method.name in REPAIRED
     decode = decoder(request_type, repair=repair)
 
     async def examined(raw: bytes) -> InvalidText | None:

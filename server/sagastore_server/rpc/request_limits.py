@@ -20,7 +20,7 @@ _DEFAULT = 64 * KIB
 """Limit of methods whose requests hold an id, a token or a few numbers. An id takes at most 512
 bytes and a token 8 KiB; longer ones are refused by name up to this limit."""
 
-_BATCHES = frozenset({"BulkSave", "Append"})
+_BATCHES = frozenset({"BulkSave", "BatchSave", "Append"})
 """Methods whose requests are limited by ``max_request_bytes`` alone."""
 
 _LIMITS = {

@@ -11,6 +11,7 @@ from sagastore.v1 import file_pb2, migration_pb2, session_pb2, storage_pb2
 from sagastore_server.rpc import convert
 from sagastore_server.search.pager import Order
 from sagastore_server.search.parser import parse_query
+from sagastore_server.storage.errors import InvalidRequestError
 from sagastore_server.storage.model import NewMessage
 from sagastore_server.storage.phase import Phase
 from sagastore_server.storage.query import Criteria
@@ -94,6 +95,14 @@ def save(request: storage_pb2.SaveRequest, new_id: str) -> Save:
     everywhere = on_all_stores(check, request.durability)
     check.raise_if_any()
     return Save(draft, condition, everywhere)
+
+
+def save_or_error(request: storage_pb2.SaveRequest, new_id: str) -> Save | InvalidRequestError:
+    """As `save`, but returns the error."""
+    try:
+        return save(request, new_id)
+    except InvalidRequestError as exc:
+        return exc
 
 
 def on_all_stores(check: Violations, durability: storage_pb2.Durability.ValueType) -> bool:

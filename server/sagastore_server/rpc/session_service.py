@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sagastore.v1 import session_pb2
-from sagastore_server.rpc import consistency, convert, session_requests, tokens
+from sagastore_server.rpc import consistency, convert, page_tokens, session_requests
 from sagastore_server.rpc.handlers import TimeLeft, timed
 from sagastore_server.rpc.ids import IdSource
 from sagastore_server.rpc.offload import append_cost, parsed
@@ -72,7 +72,7 @@ class SessionServicer:
         """Read a page of sessions."""
         cost = len(request.metadata_json)
         wanted = await parsed(self._worker_pool, cost, session_requests.list_sessions, request)
-        key = tokens.request_key("ListSessions", *wanted.fingerprint)
+        key = page_tokens.request_key("ListSessions", *wanted.fingerprint)
         after = None
         if request.page_token:
             position = consistency.cursor_of(key, request.page_token, "page_token", (int, str))

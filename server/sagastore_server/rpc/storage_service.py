@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 
 from sagastore.v1 import storage_pb2
 from sagastore_server.interfaces.errors import SearchTooLongError
-from sagastore_server.rpc import consistency, convert, requests, tokens
+from sagastore_server.rpc import batch_save, consistency, convert, page_tokens, requests
 from sagastore_server.rpc.bulk import BulkStream, Request
 from sagastore_server.rpc.handlers import Reserve, TimeLeft, sized, timed
 from sagastore_server.rpc.ids import IdSource
 from sagastore_server.rpc.lifecycle import Lifecycle
 from sagastore_server.rpc.offload import parsed
+from sagastore_server.rpc.wire import InvalidText
 from sagastore_server.runtime.worker_pool import SHORT, WorkerPool
 from sagastore_server.search.pager import Cursor, InvalidCursorError, search_page
 from sagastore_server.storage.base import StorageBackend
@@ -88,12 +89,15 @@ class StorageServicer:
         draft, if_revision, on_all_stores = wanted
         within = durability_timeout(time_left()) if on_all_stores else None
         result = await self._backend.save(draft, if_revision, within)
-        return storage_pb2.SaveResponse(
-            id=result.id,
-            revision=result.revision,
-            created=result.created,
-            durable_on=[convert.STORES[store] for store in result.durable_on],
-        )
+        return convert.saved(result)
+
+    @timed
+    async def BatchSave(
+        self, request: storage_pb2.BatchSaveRequest | InvalidText, time_left: TimeLeft
+    ) -> storage_pb2.BatchSaveResponse:
+        """Store several messages in one commit, each with its own outcome."""
+        batch = await batch_save.parse(request, self._ids, self._worker_pool)
+        return await batch_save.run(batch, self._backend, durability_timeout(time_left()))
 
     async def Get(self, request: storage_pb2.GetRequest) -> storage_pb2.GetResponse:
         """Read one message."""
@@ -130,7 +134,7 @@ class StorageServicer:
     async def List(self, request: storage_pb2.ListRequest) -> storage_pb2.ListResponse:
         """Read a page of a session."""
         size = requests.list_page(request)
-        key = tokens.request_key("List", request.session_id, request.newest_first)
+        key = page_tokens.request_key("List", request.session_id, request.newest_first)
         after = None
         if request.page_token:
             position = consistency.cursor_of(key, request.page_token, "page_token", (int, int))
@@ -147,7 +151,7 @@ class StorageServicer:
         """Read a page of matches."""
         cost = len(request.metadata_json) + len(request.query)
         wanted = await parsed(self._worker_pool, cost, requests.search, request)
-        key = tokens.request_key("Search", *wanted.fingerprint(request.query))
+        key = page_tokens.request_key("Search", *wanted.fingerprint(request.query))
         cursor = None
         if request.page_token:
             cursor = consistency.cursor_of(key, request.page_token, "page_token")
@@ -175,7 +179,7 @@ class StorageServicer:
                     run=self._map,
                 )
         except InvalidCursorError:
-            tokens.reject("page_token")
+            page_tokens.reject("page_token")
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -212,7 +216,7 @@ class StorageServicer:
         a slow client holds no transaction and no connection.
         """
         size = requests.export_batch(request.batch_size)
-        key = tokens.request_key("Export")
+        key = page_tokens.request_key("Export")
         if request.resume_token:
             cursor = consistency.cursor_of(key, request.resume_token, "resume_token", (int, int))
         else:

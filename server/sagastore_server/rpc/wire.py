@@ -13,7 +13,7 @@ about the others in a worker process, and rejects those of a shape that no valid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -52,6 +52,22 @@ class InvalidText(NamedTuple):
     repaired: Message | None
     """The request with ``?`` for each byte of an invalid string; None if it is not protobuf, or if
     not every invalid string was looked for."""
+
+
+def by_entry(violations: Sequence[Violation], field: str) -> dict[int, list[Violation]]:
+    """Return the violations within the entries of a repeated field, by the index of the entry."""
+    found: dict[int, list[Violation]] = {}
+    for path, reason in violations:
+        head, _, name = path.partition("].")
+        index = int(head.removeprefix(f"{field}["))
+        found.setdefault(index, []).append(Violation(name, reason))
+    return found
+
+
+def merged(unreadable: Sequence[Violation], found: Sequence[Violation]) -> list[Violation]:
+    """Add the violations of the other fields. An unreadable field was replaced by ``?``."""
+    fields = {violation.field for violation in unreadable}
+    return [*unreadable, *(one for one in found if one.field not in fields)]
 
 
 class _TooManyError(Exception):

@@ -45,6 +45,7 @@ from sagastore_server.sqlite.search import (
 from sagastore_server.sqlite.sessions import compile_list
 from sagastore_server.sqlite.writer import SQLiteGroupWriter
 from sagastore_server.storage.base import Indexer, PreparedTerms
+from sagastore_server.storage.batch_saves import sessions_of
 from sagastore_server.storage.changes import Changes
 from sagastore_server.storage.errors import (
     NotFoundError,
@@ -68,7 +69,7 @@ from sagastore_server.storage.model import (
 )
 from sagastore_server.storage.query import Criteria, Scan
 from sagastore_server.storage.reanalysis import Reanalysis
-from sagastore_server.storage.session_writes import SessionWrites, sessions_of
+from sagastore_server.storage.session_writes import SessionWrites
 from sagastore_server.storage.sessions import (
     Session,
     SessionCriteria,

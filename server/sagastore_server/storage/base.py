@@ -30,8 +30,8 @@ Guarantees of every method:
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from sagastore_server.storage.file_base import FileBackend
 from sagastore_server.storage.load import Load, OnGroup
@@ -42,6 +42,7 @@ from sagastore_server.storage.model import (
     OnConflict,
     Page,
     QuarantinedRow,
+    SaveRequest,
     SaveResult,
     StoreHealth,
 )
@@ -52,6 +53,9 @@ from sagastore_server.storage.session_base import SessionBackend
 Indexer = Callable[[NewMessage], Any]
 """Computes the search index terms of a new message. A pure module-level function, so that another
 process can call it. Only the store that provides it interprets the result."""
+
+
+T = TypeVar("T")
 
 
 class PreparedTerms(NamedTuple):
@@ -134,6 +138,25 @@ class StorageBackend(SessionBackend, FileBackend):
             RevisionMismatchError: ``if_revision`` is not the stored revision.
 
         """
+
+    async def batch_save(self, requests: Sequence[SaveRequest]) -> list[SaveResult | Exception]:
+        """Store messages, each as by ``save``, and return the result or the error of each.
+
+        Guarantees:
+
+        * Each request is handled as if it had come alone, after the ones before it. One that
+          fails does not affect the others.
+        * Every store of SagaStore commits the requests together. This implementation saves them
+          one after the other.
+
+        Args:
+            requests: Up to 1000 requests. The call takes as long as the slowest of them.
+
+        Raises:
+            StorageError: The store failed; no request has a result.
+
+        """
+        return [await outcome_of(self.save(*request)) for request in requests]
 
     @abc.abstractmethod
     async def bulk_save(
@@ -264,3 +287,11 @@ class StorageBackend(SessionBackend, FileBackend):
         Queries no database: reads memory and file sizes only.
         """
         return []
+
+
+async def outcome_of(work: Awaitable[T]) -> T | Exception:
+    """Return the result of ``work``, or its error."""
+    try:
+        return await work
+    except Exception as exc:  # noqa: BLE001 - every error goes to the caller of its request
+        return exc

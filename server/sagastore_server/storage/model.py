@@ -107,6 +107,14 @@ class SaveResult(NamedTuple):
     """The stores that had committed the message when the save returned."""
 
 
+class SaveRequest(NamedTuple):
+    """One request of a batch of saves; the arguments of ``StorageBackend.save``."""
+
+    message: NewMessage
+    if_revision: int | None = None
+    everywhere_within: float | None = None
+
+
 class BulkResult(NamedTuple):
     """Result of a bulk write; the three counts add up to the messages given."""
 

@@ -265,7 +265,8 @@ class BackfillMark(NamedTuple):
     copied: int = 0
     total: int = 0
     attempt: int = 0
-    """Number of times that copying the auxiliary rows was started."""
+    """Number of steps of copying the auxiliary rows, over all attempts. Each step raises it, so
+    that a target that was set back between two steps has another mark."""
 
 
 class TargetRecord(NamedTuple):
@@ -412,29 +413,38 @@ class MigrationTarget(StorageBackend, SessionRows, FileRows, CountingTarget):
         messages: Sequence[Message] | PreparedRows,
         mark: BackfillMark,
         before: BackfillMark | None = None,
+        least: int = 0,
     ) -> BackfillMark:
         """Store existing rows, except those with a newer revision or a tombstone, and ``mark``.
 
-        With ``before`` it is a compare-and-set of the mark.
+        * With ``before`` it is a compare-and-set of the mark.
+        * ``least`` is the journal position that the target must have reached.
 
         Returns:
             ``mark``.
 
         Raises:
-            TargetSetBackError: The target's mark is not ``before``; nothing has changed.
+            TargetSetBackError: The target's mark is not ``before``, or its position is lower than
+                ``least``; nothing has changed.
 
         """
 
     @abc.abstractmethod
     async def carry(
-        self, lease: Lease, rows: AuxiliaryRows, *, first: bool, mark: BackfillMark | None = None
+        self,
+        lease: Lease,
+        rows: AuxiliaryRows,
+        mark: BackfillMark,
+        before: BackfillMark | None = None,
+        *,
+        first: bool,
     ) -> None:
-        """Store auxiliary rows; ``first`` deletes those that were copied before.
+        """Store auxiliary rows, and ``mark``; ``first`` deletes those that were copied before.
 
-        With ``mark`` it is a check of the target's mark.
+        With ``before`` it is a compare-and-set of the mark.
 
         Raises:
-            TargetSetBackError: The target's mark is not ``mark``; nothing has changed.
+            TargetSetBackError: The target's mark is not ``before``; nothing has changed.
 
         """
 

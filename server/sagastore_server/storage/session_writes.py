@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
-from sagastore_server.storage.base import StorageBackend
-from sagastore_server.storage.changes import Changes
+from sagastore_server.storage.batch_saves import BatchSaves
 from sagastore_server.storage.errors import (
     InvalidRequestError,
     NotFoundError,
@@ -30,22 +29,8 @@ _ATTEMPTS = 20
 T = TypeVar("T")
 
 
-class SessionWrites(StorageBackend):
+class SessionWrites(BatchSaves):
     """Implements the writes of sessions by groups of ``Changes``."""
-
-    @abc.abstractmethod
-    async def _change(
-        self,
-        ids: Sequence[str],
-        sessions: Sequence[str],
-        apply: Callable[[Changes], T],
-        messages: Sequence[NewMessage] = (),
-    ) -> T:
-        """Apply a write that concerns messages and sessions, and return its result.
-
-        The sessions of the stored messages need not be given. ``messages`` are those that it
-        stores, so that long texts can be analysed before.
-        """
 
     @abc.abstractmethod
     async def _deletable(self, session_id: str, limit: int) -> tuple[int, list[str]]:
@@ -171,9 +156,3 @@ class SessionWrites(StorageBackend):
         return await self._change(
             ids, (session_id,), lambda changes: changes.delete_some(session_id, upto, ids)
         )
-
-
-def sessions_of(*messages: NewMessage) -> tuple[str, ...]:
-    """Return the sessions of messages, each once."""
-    found = {one.session_id: None for one in messages if one.session_id is not None}
-    return tuple(found)

@@ -67,7 +67,7 @@ MAX_FILE_SIZE = (1 << 63) - 1
 MAX_SESSION_METADATA = 256 * 1024
 """Bytes of the metadata of a session, as sent and in canonical spelling."""
 MAX_BATCH = 1000
-"""Messages of a BulkSave batch, and ids of a BatchGet."""
+"""Messages of a BulkSave batch, requests of a BatchSave, and ids of a BatchGet."""
 
 MAX_VIOLATIONS = 1000
 """Broken rules that are noted for one request. A status has room for about fifty."""

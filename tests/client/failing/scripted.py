@@ -129,6 +129,9 @@ class Script(
     async def Save(self, request: Any, context: Any) -> Any:
         return await self._next("Save", request, context)
 
+    async def BatchSave(self, request: Any, context: Any) -> Any:
+        return await self._next("BatchSave", request, context)
+
     async def Get(self, request: Any, context: Any) -> Any:
         return await self._next("Get", request, context)
 

@@ -198,7 +198,9 @@ WRITES: dict[str, Callable[[MigrationTarget, Lease], Awaitable[object]]] = {
     "apply elsewhere": lambda target, lease: target.apply(lease, [deleted("m-1", 9)], 77),
     "copy": lambda target, lease: target.copy(lease, [message("m-2", 1)], MARK),
     "copy elsewhere": lambda target, lease: target.copy(lease, [message("m-2")], MARK, MARK),
-    "carry": lambda target, lease: target.carry(lease, AuxiliaryRows(quarantine=[ROW]), first=True),
+    "carry": lambda target, lease: target.carry(
+        lease, AuxiliaryRows(quarantine=[ROW]), MARK, first=True
+    ),
     "set_phase": lambda target, lease: target.set_phase(lease, Phase.BACKFILL, 3, 100),
     "renew": lambda target, lease: target.renew(lease),
     "finish": lambda target, lease: target.finish(lease, 5, 1000),
@@ -281,6 +283,17 @@ async def test_copy_compares_the_mark(target: MigrationTarget) -> None:
     assert list(await content_of(target)) == ["a", "b"]
 
 
+async def test_copy_compares_the_least_position(target: MigrationTarget) -> None:
+    await target.apply(LEASE, [saved(message("m-1", 3))])
+    before = (await record_of(target)).backfill
+    with pytest.raises(TargetSetBackError):
+        await target.copy(LEASE, [message("a")], MARK, before, least=4)
+    assert (await record_of(target)).backfill == before
+    assert list(await content_of(target)) == ["m-1"]
+    for least in (3, 2):
+        assert await target.copy(LEASE, [message("a")], MARK, least=least) == MARK
+
+
 # ------------------------------------------------------------------ phases and the end
 
 
@@ -295,7 +308,7 @@ async def test_set_phase_raises_the_position(target: MigrationTarget) -> None:
 async def test_finish_allows_other_writers(
     target_place: TargetPlace, target: MigrationTarget
 ) -> None:
-    await target.carry(LEASE, AuxiliaryRows(quarantine=[ROW]), first=True)
+    await target.carry(LEASE, AuxiliaryRows(quarantine=[ROW]), MARK, first=True)
     await target.apply(LEASE, [saved(message("m-1", 500)), deleted("m-2", 501)])
     async with opened(target_place.make()) as other:
         await finish(target, 777)
@@ -330,7 +343,7 @@ async def test_everything_survives_reopening(target_place: TargetPlace) -> None:
     async with target_place.claimed() as target:
         await target.apply(LEASE, [saved(message("m-1", 3)), deleted("m-2", 4)])
         await target.copy(LEASE, [message("m-3", 1)], MARK)
-        await target.carry(LEASE, AuxiliaryRows(quarantine=[ROW]), first=True)
+        await target.carry(LEASE, AuxiliaryRows(quarantine=[ROW]), MARK, first=True)
         name = (await target.indexes())[0].name
         await target.build_index(name, lambda share: None)
         before = await record_of(target)

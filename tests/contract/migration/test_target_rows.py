@@ -310,27 +310,27 @@ async def test_forced_entry_removes_extra_message(
 async def test_auxiliary_rows_have_digest_of_source(target: MigrationTarget) -> None:
     rows = AuxiliaryRows(QUARANTINED, EXTRAS)
     assert await target.carried() == tally(AuxiliaryRows())
-    await target.carry(LEASE, AuxiliaryRows(), first=True)
-    await target.carry(LEASE, rows, first=False)
-    await target.carry(LEASE, rows, first=False)
+    await target.carry(LEASE, AuxiliaryRows(), MARK, first=True)
+    await target.carry(LEASE, rows, MARK, first=False)
+    await target.carry(LEASE, rows, MARK, first=False)
     assert await target.carried() == tally(rows)
     assert await target.quarantine(0, 10) == sorted(QUARANTINED)
     assert await target.quarantine(3, 10) == [QUARANTINED[0]]
     assert await target.quarantine_count() == 2
     fewer = AuxiliaryRows(QUARANTINED[1:], [EXTRAS[0]._replace(value="{}")])
-    await target.carry(LEASE, fewer, first=True)
+    await target.carry(LEASE, fewer, MARK, first=True)
     assert await target.carried() == tally(fewer)
     # The source gave the row another number.
     renumbered = AuxiliaryRows([QUARANTINED[1]._replace(number=4)])
-    await target.carry(LEASE, renumbered, first=False)
+    await target.carry(LEASE, renumbered, MARK, first=False)
     assert await target.quarantine(0, 10) == renumbered.quarantine
 
 
 async def test_auxiliary_rows_count_as_content(target: MigrationTarget) -> None:
     assert (await target.inspect()).empty
-    await target.carry(LEASE, AuxiliaryRows(extras=EXTRAS), first=True)
+    await target.carry(LEASE, AuxiliaryRows(extras=EXTRAS), MARK, first=True)
     assert (await target.inspect()).empty
-    await target.carry(LEASE, AuxiliaryRows(QUARANTINED), first=True)
+    await target.carry(LEASE, AuxiliaryRows(QUARANTINED), MARK, first=True)
     assert not (await target.inspect()).empty
 
 

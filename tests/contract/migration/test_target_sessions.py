@@ -5,10 +5,16 @@ from __future__ import annotations
 import pytest
 
 from sagastore_server.storage.errors import SessionNotFoundError, TargetSetBackError
-from sagastore_server.storage.replication import AuxiliaryRows, BackfillMark, Entry, MigrationTarget
+from sagastore_server.storage.replication import (
+    AuxiliaryRows,
+    BackfillMark,
+    Entry,
+    ExtraValue,
+    MigrationTarget,
+)
 from sagastore_server.storage.sessions import RecordKind, Session
 from tests.support.drafts import NOW
-from tests.support.migration_values import LEASE, message
+from tests.support.migration_values import LEASE, message, tally
 
 ROW = Session(
     "s-1", "a title", '{"k": 1}', True, 2, (("google", 1), ("openai", 1)),
@@ -69,10 +75,15 @@ async def test_forced_session_replaces_any(target: MigrationTarget) -> None:
     assert await row_of(target) is None
 
 
-async def test_auxiliary_rows_of_another_attempt_are_refused(target: MigrationTarget) -> None:
+async def test_carry_compares_the_mark(target: MigrationTarget) -> None:
     before = BackfillMark()
-    during = before._replace(attempt=1)
-    await target.copy(LEASE, [], during, before=before)
-    with pytest.raises(TargetSetBackError):
-        await target.carry(LEASE, AuxiliaryRows(), first=True, mark=before)
-    await target.carry(LEASE, AuxiliaryRows(), first=True, mark=during)
+    first, second = before._replace(attempt=1), before._replace(attempt=2)
+    extras = AuxiliaryRows(extras=[ExtraValue("m", "name", "1")])
+    await target.carry(LEASE, AuxiliaryRows(), first, before, first=True)
+    for other in (before, second):
+        with pytest.raises(TargetSetBackError):
+            await target.carry(LEASE, extras, second, other, first=False)
+    assert await target.carried() == tally(AuxiliaryRows())
+    await target.carry(LEASE, extras, second, first, first=False)
+    assert await target.carried() == tally(extras)
+    assert (await target.renew(LEASE)).backfill == second

@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 
 from sagastore_server.postgresql.batch import BLOCK
 from sagastore_server.storage.base import PreparedTerms
+from sagastore_server.storage.batch_saves import sessions_of
 from sagastore_server.storage.changes import Changes, Revisions, Turn
 from sagastore_server.storage.errors import (
     CannotOpenError,
@@ -25,7 +26,6 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.phase import Phase
-from sagastore_server.storage.session_writes import sessions_of
 from sagastore_server.storage.sessions import Session
 from tests.simulation.models.file_rows import ModelFiles, store_files
 from tests.simulation.models.postgres import PostgresServer

@@ -296,6 +296,7 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
         messages: Sequence[Message] | PreparedRows,
         mark: BackfillMark,
         before: BackfillMark | None = None,
+        least: int = 0,
     ) -> BackfillMark:
         """See the contract."""
         ready = messages if isinstance(messages, PreparedRows) else await self.prepare(messages)
@@ -306,28 +307,31 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
             for message in ready.rows:
                 self._upsert(server, message)
 
-        def check(record: TargetRecord) -> None:
-            if before is not None and record.backfill != before:
-                raise TargetSetBackError(f"PostgreSQL is at {record.backfill}, not at {before}")
-
-        await self._holding(lease, store, check=check)
+        await self._holding(lease, store, check=_at(None, before, least))
         return mark
 
     # ------------------------------------------------------------------ auxiliary rows
 
     async def carry(
-        self, lease: Lease, rows: AuxiliaryRows, *, first: bool, mark: BackfillMark | None = None
+        self,
+        lease: Lease,
+        rows: AuxiliaryRows,
+        mark: BackfillMark,
+        before: BackfillMark | None = None,
+        *,
+        first: bool,
     ) -> None:
         """See the contract."""
 
         def store(server: PostgresServer) -> None:
+            _note(server, backfill=mark)
             if first:
                 server.quarantine.clear()
                 server.extras.clear()
             server.quarantine.update((row.source_key, row) for row in rows.quarantine)
             server.extras.update(((row.message_id, row.name), row) for row in rows.extras)
 
-        await self._holding(lease, store, check=_at(None, mark))
+        await self._holding(lease, store, check=_at(None, before))
 
     async def carried(self) -> AuxiliaryTally:
         """See the contract."""
@@ -371,7 +375,9 @@ class ModelTarget(ModelPostgreSQL, MigrationTarget):
         await self._read(lambda _: None, None)
 
 
-def _at(after: int | None, before: BackfillMark | None = None) -> Callable[[TargetRecord], None]:
+def _at(
+    after: int | None, before: BackfillMark | None = None, least: int = 0
+) -> Callable[[TargetRecord], None]:
     """Return a check of the target's position and backfill mark; None: any."""
 
     def check(record: TargetRecord) -> None:
@@ -379,6 +385,8 @@ def _at(after: int | None, before: BackfillMark | None = None) -> Callable[[Targ
             raise TargetSetBackError(f"PostgreSQL is at {record.applied}, not at {after}")
         if before is not None and record.backfill != before:
             raise TargetSetBackError(f"PostgreSQL is at {record.backfill}, not at {before}")
+        if record.applied < least:
+            raise TargetSetBackError(f"PostgreSQL is at {record.applied}, not at {least}")
 
     return check
 

@@ -100,11 +100,12 @@ class Watched:
             with setting(ATTACHING, True):
                 await attach()
 
-        async def copied(messages: Any, mark: BackfillMark) -> None:
-            before = session.mark
+        async def copied(
+            messages: Any, mark: BackfillMark, before: BackfillMark, least: int = 0
+        ) -> None:
             if isinstance(messages, list):
                 self.page([], before, mark)
-            await copy(messages, mark)
+            await copy(messages, mark, before, least)
             self.note("mark", before=mark_of(before), after=mark_of(mark))
 
         hook(replicator, _advance=advanced, _attach=attached)

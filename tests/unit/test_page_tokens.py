@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastore_server.rpc.tokens import Scalar, decode, encode, request_key
+from sagastore_server.rpc.page_tokens import Scalar, decode, encode, request_key
 from sagastore_server.storage.errors import InvalidRequestError
 
 KEY = request_key("List", "session", False)
@@ -69,9 +69,9 @@ def test_token_of_another_request_is_rejected() -> None:
 )  # fmt: skip
 def test_forged_token_with_unsafe_position_is_rejected(forged: bytes) -> None:
     """A caller can compute the digest, so the position is validated too."""
-    from sagastore_server.rpc import tokens  # noqa: PLC0415 - the forger's view
+    from sagastore_server.rpc import page_tokens  # noqa: PLC0415 - the forger's view
 
-    digest = tokens._digest(KEY, forged)
+    digest = page_tokens._digest(KEY, forged)
     refused(base64.urlsafe_b64encode(b"\x01" + digest + forged).decode().rstrip("="))
 
 
