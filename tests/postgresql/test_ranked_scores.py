@@ -87,8 +87,15 @@ def store(runner: asyncio.Runner) -> Iterator[StorageBackend]:
     runner.run(stack.aclose())
 
 
-# The score of one "fox" in 1,080 terms is 0.0859375: six decimals are at half of a step.
-@example(["fox" + " w" * (length - 1) for length in (1, 40, 1079, 1080, 1081)], ["fox"], 2)
+# Scores at half of a step of the six decimals: 0.0859375, 0.0390625 and 0.1203125.
+@example(
+    [
+        " ".join(["fox"] * times + ["w"] * (length - times))
+        for times, length in ((1, 1080), (2, 4904), (21, 16_120), (1, 1), (1, 40))
+    ],
+    ["fox"],
+    2,
+)
 @example(["a a a a", "a  a", "a", "", "b a a b a a a"], ['"a a"', "a -b", "b OR -a", "a*"], 1)
 @given(drafts, st.lists(queries, min_size=3, max_size=6), st.integers(1, COUNT))
 @settings(max_examples=100 if strategies.QUICK else 3000)

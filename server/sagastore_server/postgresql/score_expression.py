@@ -25,7 +25,7 @@ _NORM = (
     f"({SATURATION}::float8 * ({1 - LENGTH_WEIGHT}::float8"
     f" + {LENGTH_WEIGHT}::float8 * counted.length::float8 / {USUAL_LENGTH}::float8))"
 )
-_SCORE = "floor(({total}) * 1e6::float8 + 0.5::float8) / 1e6::float8"
+_SCORE = "round(({total}) * 1e6::float8) / 1e6::float8"
 _OCCURRENCES = "(octet_length({text}) - octet_length(replace({text}, {needle}::text, ''))) / {size}"
 _UNSTEMMED = (
     "(SELECT count(*) FROM unnest(tsvector_to_array({search})) AS lexeme"

@@ -7,7 +7,6 @@ are written, which paging relies on.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
@@ -118,10 +117,11 @@ def _score(look: _Look, terms: AnalyzedText) -> float:
 def rounded(value: float) -> float:
     """Return a score with six decimals.
 
-    By operations that databases have as well, with the same result to the bit: their ``round``
-    is of decimal numbers, and its result differs from Python's for some values.
+    By operations that databases have as well, with the same result to the bit: ``round`` to an
+    integer gives the even one at a half, as IEEE 754 does. ``round(value, 6)`` has the same result
+    but for some values whose product with 1e6 is rounded to a half.
     """
-    return math.floor(value * 1e6 + 0.5) / 1e6
+    return round(value * 1e6) / 1e6
 
 
 def _counts(terms: AnalyzedText, wanted: tuple[Leaf, ...]) -> Iterator[int]:
