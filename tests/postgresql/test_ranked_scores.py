@@ -55,7 +55,11 @@ drafts = st.lists(contents | contents | long_contents, min_size=COUNT, max_size=
 phrases = st.lists(words, min_size=1, max_size=4).map(lambda parts: f'"{" ".join(parts)}"')
 repeated = st.builds(lambda word, times: f'"{" ".join([word] * times)}"', words, st.integers(2, 4))
 prefixes = words.flatmap(lambda word: st.integers(1, len(word)).map(lambda end: word[:end] + "*"))
-terms = words | words | phrases | repeated | prefixes
+# Longer than the stem, so that they match words as written.
+unstemmed = st.sampled_from(
+    ["foxe*", "running*", "runnin*", "categorie*", "categories*", "приветы*"]
+)
+terms = words | words | phrases | repeated | prefixes | unstemmed
 queries = st.recursive(
     terms,
     lambda inner: st.builds(
@@ -95,6 +99,12 @@ def store(runner: asyncio.Runner) -> Iterator[StorageBackend]:
     ],
     ["fox"],
     2,
+)
+# Prefixes of words whose stems are shorter.
+@example(
+    ["running runs", "categories category", "foxes running", "runner", "running running"],
+    ["running*", "categorie* OR foxe*", "running* OR ru*"],
+    3,
 )
 @example(["a a a a", "a  a", "a", "", "b a a b a a a"], ['"a a"', "a -b", "b OR -a", "a*"], 1)
 @given(drafts, st.lists(queries, min_size=3, max_size=6), st.integers(1, COUNT))
