@@ -85,8 +85,8 @@ run-postgres: $(VENV)/.stamp-dev ## Start a PostgreSQL with its data in var/, an
 demo: $(VENV)/.stamp-dev ## Migrate a legacy file under load, with a kill -9 (LEGACY=memory.db, KEEP=1)
 	@exec $(BIN)/python -m scripts.demo $(if $(LEGACY),--legacy '$(LEGACY)') $(if $(KEEP),--keep) $(ARGS)
 
-parity: $(VENV)/.stamp-dev ## Compare search on both stores (FILES='a.jsonl memory.db', default a sample)
-	@$(BIN)/python -m tests.parity.compare $(FILES)
+parity: $(VENV)/.stamp-dev ## Compare search on both stores (COUNT, default 5000; FILES='a.jsonl memory.db', default a sample)
+	@$(BIN)/python -m tests.parity.compare $(if $(filter-out file,$(origin COUNT)),--queries '$(COUNT)') $(FILES)
 
 fuzz: $(VENV)/.stamp-dev ## Send unusual, broken and hostile inputs to real servers (COUNT, SEED, TARGET, REPLAY=FILE)
 	@exec $(BIN)/python -m tools.fuzz --count '$(COUNT)' --seed '$(SEED)' --target '$(TARGET)' \

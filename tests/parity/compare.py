@@ -3,10 +3,11 @@
     python -m tests.parity.compare [--queries N] [FILE ...]
 
 A file is JSON Lines, as ``sagastore import`` takes them, or a database that the server
-can open, a legacy ``memory.db`` among them. Queries are made from its texts. All pages,
-newest first, must be the same message by message; of every tenth query the pages oldest
-first and the first page by relevance as well. Both must have stored the messages in the
-same order (sequence), which orders equal timestamps. Exit status 1 if anything differs.
+can open, a legacy ``memory.db`` among them. Queries are made from its texts. All matches,
+newest first, must be the same message by message. So must be the hits of all pages in each
+of the three orders, with their scores and snippets: of every query, or with more than 5,000
+messages of every tenth. Both must have stored the messages in the same order (sequence),
+which orders equal timestamps. Exit status 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from sagastore_server.postgresql.backend import PostgreSQLStorage
 from sagastore_server.postgresql.options import PostgreSQLOptions
 from sagastore_server.search.analysis import tokenize
-from sagastore_server.search.pager import Order, search_page
+from sagastore_server.search.pager import Cursor, Order, search_page
 from sagastore_server.search.parser import parse_query
 from sagastore_server.sqlite.backend import SQLiteStorage
 from sagastore_server.storage.base import StorageBackend
@@ -41,7 +42,10 @@ from tests.support.postgres import fresh_schema
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sgd-sample.jsonl"
 QUERIES = 5000
+FEW_MESSAGES = 5000
+"""Messages up to which every query is asked in every order; above, one of `ALL_ORDERS_EVERY`."""
 ALL_ORDERS_EVERY = 10
+PAGE_SIZES = (3, 50, 500)
 NEGATIONS = (
     "NOT the",
     "NOT (the OR to)",
@@ -198,12 +202,12 @@ def make_queries(texts: list[str], count: int, seed: int = 1) -> list[str]:
     return list(queries)
 
 
-async def walk(backend: StorageBackend, criteria: Criteria, newest: bool) -> list[Message]:
-    """Return all matches, read page by page."""
+async def walk(backend: StorageBackend, criteria: Criteria) -> list[Message]:
+    """Return all matches, newest first, read page by page."""
     found: list[Message] = []
     after: Position | None = None
     while True:
-        page = await backend.search(criteria, Scan(newest, 5000, after))
+        page = await backend.search(criteria, Scan(True, 5000, after))
         found += [_comparable(message) for message in page.messages]
         if not page.more:
             return found
@@ -215,29 +219,56 @@ def _comparable(message: Message) -> Message:
     return message._replace(created_at=None, revision=0, sequence=0)
 
 
-async def _hits(backend: StorageBackend, criteria: Criteria) -> list[Hit]:
-    hits, _ = await search_page(backend, criteria, Order.RELEVANCE, 50, None)
-    return [hit._replace(message=_comparable(hit.message)) for hit in hits]
+async def _hits(
+    backend: StorageBackend, criteria: Criteria, order: Order, sizes: random.Random
+) -> list[Hit]:
+    """Return all hits, read in pages of random sizes."""
+    found: list[Hit] = []
+    cursor: Cursor | None = None
+    while True:
+        size = sizes.choice(PAGE_SIZES)
+        hits, cursor = await search_page(backend, criteria, order, size, cursor)
+        found += [hit._replace(message=_comparable(hit.message)) for hit in hits]
+        if cursor is None:
+            return found
 
 
 async def difference(
     sqlite: StorageBackend, postgresql: StorageBackend, query: str, orders: Sequence[Order]
 ) -> str | None:
-    """Return how the answers to a query differ, or None."""
+    """Return how the answers to a query differ, or None.
+
+    Compares all matches newest first, message by message, and then the hits of all pages in each
+    of ``orders``. The stores get pages of different sizes, which must not change the result.
+    """
     criteria = Criteria(parse_query(query))
     if criteria.text is not None and criteria.text.condition is None:
         return None
+    left, right = await walk(sqlite, criteria), await walk(postgresql, criteria)
+    if left != right:
+        ids = {message.id for message in left} ^ {message.id for message in right}
+        kind = f"{len(ids)} messages on one side only: {sorted(ids)[:3]}" if ids else "order"
+        return f"{len(left)} and {len(right)} found; {kind}"
+    sizes = random.Random(query)
     for order in orders:
-        if order is Order.RELEVANCE:
-            if await _hits(sqlite, criteria) != await _hits(postgresql, criteria):
-                return "the first page by relevance differs"
-            continue
-        newest = order is Order.NEWEST
-        left, right = await walk(sqlite, criteria, newest), await walk(postgresql, criteria, newest)
-        if left != right:
-            ids = {message.id for message in left} ^ {message.id for message in right}
-            kind = f"{len(ids)} messages on one side only: {sorted(ids)[:3]}" if ids else "order"
-            return f"{len(left)} and {len(right)} found; {kind}"
+        ours, others = [
+            await _hits(store, criteria, order, sizes) for store in (sqlite, postgresql)
+        ]
+        told = _hits_difference(ours, others, len(left))
+        if told:
+            return f"order {order.value}: {told}"
+    return None
+
+
+def _hits_difference(left: list[Hit], right: list[Hit], matches: int) -> str | None:
+    if not len(left) == len(right) == matches:
+        return f"{len(left)} and {len(right)} hits of {matches} messages"
+    for number, (one, other) in enumerate(zip(left, right, strict=True), 1):
+        if one != other:
+            return (
+                f"hit {number} is {one.message.id} with score {one.score!r}, "
+                f"and {other.message.id} with score {other.score!r}"
+            )
     return None
 
 
@@ -246,13 +277,13 @@ async def compare(files: list[Path], count: int) -> int:
     async with both(files) as (sqlite, postgresql):
         texts = await texts_of(sqlite)
         queries = make_queries(texts, count)
+        every = 1 if len(texts) <= FEW_MESSAGES else ALL_ORDERS_EVERY
         differing = 0
         if await order_of(sqlite) != await order_of(postgresql):
             differing += 1
             print("DIFFERENT: the order in which the messages were first stored")
         for number, query in enumerate(queries, 1):
-            # The set of every query; each order and the ranking of some.
-            orders = list(Order) if number % ALL_ORDERS_EVERY == 0 else [Order.NEWEST]
+            orders = list(Order) if number % every == 0 else []
             told = await difference(sqlite, postgresql, query, orders)
             if told:
                 differing += 1

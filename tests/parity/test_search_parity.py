@@ -12,7 +12,9 @@ COUNT = 200 if strategies.QUICK else QUERIES
 
 
 @pytest.mark.timeout(600)
-async def test_queries_match_same_messages_on_both_stores() -> None:
+async def test_queries_match_same_messages_on_both_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Several windows of relevance for the common words of some hundred messages.
+    monkeypatch.setattr("sagastore_server.search.pager.WINDOW", 60)
     async with both([SAMPLE]) as (sqlite, postgresql):
         queries = make_queries(await texts_of(sqlite), COUNT)
         assert len(queries) == COUNT

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 from sagastore_server.migration.both_stores import BOTH, BothStores
 from sagastore_server.migration.current_state import MigrationContext
@@ -38,7 +38,7 @@ from sagastore_server.storage.model import (
     StoreHealth,
 )
 from sagastore_server.storage.phase import Phase
-from sagastore_server.storage.query import Criteria, Scan
+from sagastore_server.storage.query import Criteria, RankedPage, RankedScan, Scan
 from sagastore_server.storage.sessions import (
     AppendResult,
     DeletionStep,
@@ -72,7 +72,7 @@ class _NoAnswerError(Exception):
     """PostgreSQL did not answer a read, and SQLite must."""
 
 
-Read = Callable[[StorageBackend], Awaitable[T]]
+Read = Callable[[StorageBackend], Coroutine[Any, Any, T]]
 
 
 class Router(StorageBackend):
@@ -303,6 +303,10 @@ class Router(StorageBackend):
         """See the contract."""
         return await self._read("Search", lambda store: store.search(criteria, scan))
 
+    async def search_ranked(self, criteria: Criteria, scan: RankedScan) -> RankedPage | None:
+        """See the contract."""
+        return await self._read("Search", lambda store: store.search_ranked(criteria, scan))
+
     async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
         """See the contract."""
         return await self._read("", lambda store: store.scan_ids(after, upto, limit))
@@ -427,7 +431,7 @@ class Router(StorageBackend):
             _NoAnswerError: The read failed or was abandoned; SQLite has everything as well.
 
         """
-        task = awaited(_call(read, self._target))
+        task = awaited(read(self._target))
         answer = asyncio.shield(task)
         pending = self._fallback.pending_reads
         pending[answer] = None
@@ -458,7 +462,3 @@ class Router(StorageBackend):
             raise
         self._shadow.compare(name, read, answer)
         return answer
-
-
-async def _call(read: Read[T], store: StorageBackend) -> T:
-    return await read(store)

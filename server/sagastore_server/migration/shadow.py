@@ -19,10 +19,11 @@ from sagastore_server.migration.diff import Divergence, Reach
 from sagastore_server.runtime.supervisor import SupervisedTask, Supervisor
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.environment import SYSTEM_ENVIRONMENT, Environment
-from sagastore_server.storage.errors import NotFoundError, StorageError
+from sagastore_server.storage.errors import NotFoundError, StorageError, UnavailableError
 from sagastore_server.storage.files import File, FilePage
 from sagastore_server.storage.migration import ShadowDifference, ShadowStatus
 from sagastore_server.storage.model import Message, Page
+from sagastore_server.storage.query import RankedPage
 from sagastore_server.storage.replication import MigrationSource, MigrationTarget
 from sagastore_server.storage.sessions import Session, SessionPage
 
@@ -119,11 +120,12 @@ class ShadowReader:
         Args:
             read: Name of the read, without the text of any message.
             run: Performs it on a store.
-            answer: A Message, a Page, messages by id, a Session, a SessionPage, a File, a
-                FilePage, or the NotFoundError that it raised.
+            answer: A Message, a Page, a RankedPage, messages by id, a Session, a SessionPage, a
+                File, a FilePage, or the NotFoundError that it raised. None (a store does not rank
+                this search) is not compared.
 
         """
-        if not self._active:
+        if not self._active or answer is None:
             return
         if len(self._tasks) >= self._max_waiting:
             self._tally.skipped += 1
@@ -139,7 +141,8 @@ class ShadowReader:
             async with self._free:
                 compared = await self._settle(comparison)
         except StorageError:
-            # An unavailable store or a lost lease is no difference, and is reported elsewhere.
+            # An unavailable store or a lost lease is no difference, and is reported elsewhere. Nor
+            # is a search that only one of the stores ranks.
             compared = False
         except Exception as exc:  # noqa: BLE001 - a restart would fail on the same answer
             _log.error("a shadow read failed: %s", comparison.read, exc_info=exc)
@@ -214,7 +217,7 @@ class _Row(NamedTuple):
     id: str
     revision: int
     hash: int
-    """Over all fields."""
+    """Over all fields, and the score of a ranked message."""
 
 
 class _Answer(NamedTuple):
@@ -238,12 +241,13 @@ def _reduced(answer: object) -> _Answer:
     match answer:
         case Message() | Session() | File():
             return _Answer((_row(answer),))
-        case Page():
-            return _Answer(tuple(map(_row, answer.messages)), answer.more)
-        case SessionPage():
-            return _Answer(tuple(map(_row, answer.sessions)), answer.more)
-        case FilePage():
-            return _Answer(tuple(map(_row, answer.files)), answer.more)
+        case Page(rows, more) | SessionPage(rows, more) | FilePage(rows, more):
+            return _Answer(tuple(map(_row, rows)), more)
+        case RankedPage():
+            ranked = (_row(one.message, one.score) for one in answer.found)
+            return _Answer(tuple(ranked), answer.more or answer.below)
+        case None:
+            raise UnavailableError("the store does not rank this search")
         case dict():
             return _Answer(tuple(_row(answer[key]) for key in sorted(answer)))
         case NotFoundError():
@@ -251,8 +255,8 @@ def _reduced(answer: object) -> _Answer:
     raise TypeError(f"no answer of a read: {type(answer).__name__}")
 
 
-def _row(row: Message | Session | File) -> _Row:
-    return _Row(_name_of(row), row.revision, hash(row))
+def _row(row: Message | Session | File, score: float = 0.0) -> _Row:
+    return _Row(_name_of(row), row.revision, hash((row, score)))
 
 
 def _name_of(row: Message | Session | File) -> str:

@@ -27,9 +27,11 @@ from sagastore_server.postgresql.rows import SearchColumns, message_from_row, se
 from sagastore_server.postgresql.schema import SCHEMA_VERSION, prepare
 from sagastore_server.postgresql.search import (
     FIRST_BLOCK,
+    compile_ranked,
     compile_search,
     next_block,
     planner_must_guess,
+    ranked_page,
 )
 from sagastore_server.postgresql.sessions import compile_list, session_from_row
 from sagastore_server.postgresql.watcher import PrimaryWatcher
@@ -58,7 +60,14 @@ from sagastore_server.storage.model import (
     Store,
     StoreHealth,
 )
-from sagastore_server.storage.query import Criteria, Scan
+from sagastore_server.storage.query import (
+    Criteria,
+    RankedPage,
+    RankedScan,
+    Scan,
+    TextQuery,
+    may_rank,
+)
 from sagastore_server.storage.reanalysis import Reanalysis
 from sagastore_server.storage.session_writes import SessionWrites
 from sagastore_server.storage.sessions import (
@@ -278,6 +287,32 @@ class PostgreSQLStorage(SessionWrites, PostgreSQLFiles):
         compiled = compile_search(criteria, scan, block)
         rows = await self._reads.planned_rows(*compiled)
         return page_of(map(message_from_row, rows), scan.limit)
+
+    async def search_ranked(self, criteria: Criteria, scan: RankedScan) -> RankedPage | None:
+        """See the contract.
+
+        Rows whose analysis is older are ranked by their content, so above this store.
+        """
+        text = criteria.text
+        if text is None or not may_rank(text) or self.reanalysis is not None:
+            return None
+        async with self._searching:
+            # The rows from the top to the bottom of a window are not many.
+            if not planner_must_guess(criteria) or scan.bottom is not None:
+                page, _ = await self._rank_block(criteria, text, scan, None)
+                return page
+            block = FIRST_BLOCK
+            page, matches = await self._rank_block(criteria, text, scan, block)
+            while block and not page.below:
+                block = next_block(block, matches, scan.window + 1)
+                page, matches = await self._rank_block(criteria, text, scan, block)
+            return page
+
+    async def _rank_block(
+        self, criteria: Criteria, text: TextQuery, scan: RankedScan, block: int | None
+    ) -> tuple[RankedPage, int]:
+        compiled = compile_ranked(criteria, text, scan, block)
+        return ranked_page(await self._reads.planned_rows(*compiled), scan)
 
     async def scan_ids(self, after: str, upto: str, limit: int) -> Page:
         """See the contract."""

@@ -18,11 +18,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from sagastore_server.postgresql.rows import message_from_row
+from sagastore_server.postgresql.score_expression import score_expression
 from sagastore_server.postgresql.text_condition import compile_text
 from sagastore_server.storage.canonical_json import canonical_tags
-from sagastore_server.storage.limits import MAX_PAGE_BYTES
+from sagastore_server.storage.limits import MAX_PAGE_BYTES, WINDOW_BYTES, ranked_page_of
 from sagastore_server.storage.model import Position
-from sagastore_server.storage.query import Criteria, Prefix, Scan, TextQuery
+from sagastore_server.storage.query import (
+    Criteria,
+    Prefix,
+    Ranked,
+    RankedPage,
+    RankedScan,
+    Scan,
+    TextQuery,
+)
 from sagastore_server.storage.validation import MAX_TIMESTAMP, MIN_TIMESTAMP
 
 _COLUMNS = (
@@ -101,6 +111,112 @@ def compile_search(criteria: Criteria, scan: Scan, block: int | None = None) -> 
 
     """
     parameters = _Parameters()
+    direction = "DESC" if scan.newest_first else "ASC"
+    found = _in_order(criteria, scan, block, parameters)
+    limit = parameters.add(scan.limit + 1)
+    # Safe to join: the parts are constants of this module, and every value is a parameter.
+    sql = f"""SELECT {_COLUMNS} FROM (
+    SELECT *, sum(weight) OVER (
+        ORDER BY timestamp {direction}, sequence {direction} ROWS UNBOUNDED PRECEDING
+    ) - weight AS before,
+        row_number() OVER (ORDER BY timestamp {direction}, sequence {direction}) AS place
+    FROM (
+        SELECT m.*, {_WEIGHT} AS weight FROM {found} LIMIT {limit}::bigint
+    ) AS found
+) AS weighed
+WHERE place <= 2 OR before <= {MAX_PAGE_BYTES}
+ORDER BY timestamp {direction}, sequence {direction}"""  # noqa: S608
+    return SearchStatement(sql, parameters.values)
+
+
+def compile_ranked(
+    criteria: Criteria, text: TextQuery, scan: RankedScan, block: int | None = None
+) -> SearchStatement:
+    """Return the statement that ranks a window; see ``StorageBackend.search_ranked``.
+
+    Each row has the columns of a message, its score, the positions of the first and the last match
+    of the window, the number of its matches, and whether matches follow it. The rows are those of
+    the page and at least one more if there is one, as those of ``compile_search`` are. Only they
+    are read as a whole: of a candidate the search columns are read. Without ``scan.bottom`` a page
+    without rows is an empty window.
+
+    Args:
+        criteria: The conditions.
+        text: That of ``criteria``.
+        scan: The window and the page.
+        block: As for ``compile_search``.
+
+    """
+    parameters = _Parameters()
+    chronological = Scan(True, scan.window, scan.above, scan.bottom)
+    found = _in_order(criteria, chronological, block, parameters)
+    score = score_expression(text, "w", parameters.add)
+    prefixed = any(isinstance(leaf, Prefix) for leaf in text.wanted)
+    searched = "m.terms, m.search" if prefixed else "m.terms"
+    most = "ALL" if scan.bottom is not None else str(scan.window + 1)
+    inside = (
+        "true"
+        if scan.bottom is not None
+        else f"place = 1 OR place <= {scan.window} AND bytes <= {WINDOW_BYTES}"
+    )
+    following = ""
+    if scan.after is not None:
+        value, position = scan.after
+        rank = [parameters.add(one) for one in (value, *_clamped(position))]
+        following = (
+            " WHERE (r.score, r.timestamp, r.sequence) <"
+            f" ({rank[0]}::float8, {rank[1]}::timestamptz, {rank[2]}::bigint)"
+        )
+    limit = parameters.add(scan.limit + 1)
+    # Safe to join, as above.
+    sql = f"""WITH candidates AS MATERIALIZED (
+    SELECT m.id, m.timestamp, m.sequence, {searched}, octet_length(m.content) AS size
+    FROM {found} LIMIT {most}
+), placed AS (
+    SELECT *, row_number() OVER latest AS place, sum(size) OVER latest AS bytes FROM candidates
+    WINDOW latest AS (ORDER BY timestamp DESC, sequence DESC ROWS UNBOUNDED PRECEDING)
+), ranked AS MATERIALIZED (
+    SELECT w.id, w.timestamp, w.sequence, w.place, {score} AS score FROM placed AS w WHERE {inside}
+), page AS MATERIALIZED (
+    SELECT r.id, r.score, r.timestamp, r.sequence FROM ranked AS r{following}
+    ORDER BY r.score DESC, r.timestamp DESC, r.sequence DESC LIMIT {limit}::bigint
+), top AS (
+    SELECT timestamp AS top_time, sequence AS top_sequence FROM ranked ORDER BY place LIMIT 1
+), bottom AS (
+    SELECT timestamp AS bottom_time, sequence AS bottom_sequence, place AS matches,
+        place < (SELECT count(*) FROM candidates) AS below
+    FROM ranked ORDER BY place DESC LIMIT 1
+)
+SELECT {_COLUMNS}, score, top_time, top_sequence, bottom_time, bottom_sequence,
+    matches, below FROM (
+    SELECT *, sum(weight) OVER best - weight AS before, row_number() OVER best AS place FROM (
+        SELECT m.*, p.score, top.*, bottom.*, {_WEIGHT} AS weight
+        FROM page AS p JOIN messages AS m ON m.id = p.id CROSS JOIN top CROSS JOIN bottom
+    ) AS found
+    WINDOW best AS (ORDER BY score DESC, timestamp DESC, sequence DESC ROWS UNBOUNDED PRECEDING)
+) AS weighed
+WHERE place <= 2 OR before <= {MAX_PAGE_BYTES}
+ORDER BY score DESC, timestamp DESC, sequence DESC"""  # noqa: S608
+    return SearchStatement(sql, parameters.values)
+
+
+def ranked_page(rows: Sequence[Any], scan: RankedScan) -> tuple[RankedPage, int]:
+    """Return the page of the rows of ``compile_ranked``, and the number of matches of the window.
+
+    Without rows the number is 0.
+    """
+    ranked = (Ranked(row[11], message_from_row(row)) for row in rows)
+    found, more = ranked_page_of(ranked, scan.limit)
+    if not rows:
+        return RankedPage([], False, None, scan.bottom, scan.bottom is not None), 0
+    top_time, top, bottom_time, bottom, matches, below = rows[0][12:18]
+    last = scan.bottom or Position(bottom_time, bottom)
+    below = below or scan.bottom is not None
+    return RankedPage(found, more, Position(top_time, top), last, below), matches
+
+
+def _in_order(criteria: Criteria, scan: Scan, block: int | None, parameters: _Parameters) -> str:
+    """Return the source of the matches ``m``, with conditions and order."""
     conditions = _text(criteria.text, parameters)
     place = _place(criteria, scan, parameters)
     conditions += _further(criteria, parameters)
@@ -115,22 +231,9 @@ def compile_search(criteria: Criteria, scan: Scan, block: int | None = None) -> 
         conditions += place
     # The expression prevents a walk: no index has its order.
     moment = "(m.timestamp + interval '0')" if block == 0 else "m.timestamp"
-    where = _where(conditions)
-    limit = parameters.add(scan.limit + 1)
-    # Safe to join: the parts are constants of this module, and every value is a parameter.
-    sql = f"""SELECT {_COLUMNS} FROM (
-    SELECT *, sum(weight) OVER (
-        ORDER BY timestamp {direction}, sequence {direction} ROWS UNBOUNDED PRECEDING
-    ) - weight AS before,
-        row_number() OVER (ORDER BY timestamp {direction}, sequence {direction}) AS place
-    FROM (
-        SELECT m.*, {_WEIGHT} AS weight FROM {source} AS m{where}
-        ORDER BY {moment} {direction}, m.sequence {direction} LIMIT {limit}::bigint
-    ) AS found
-) AS weighed
-WHERE place <= 2 OR before <= {MAX_PAGE_BYTES}
-ORDER BY timestamp {direction}, sequence {direction}"""  # noqa: S608
-    return SearchStatement(sql, parameters.values)
+    return (
+        f"{source} AS m{_where(conditions)} ORDER BY {moment} {direction}, m.sequence {direction}"
+    )
 
 
 def _where(conditions: Sequence[str]) -> str:

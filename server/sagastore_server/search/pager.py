@@ -18,6 +18,7 @@ Guarantees:
 
 * A cursor contains positions, no offsets and no row numbers. It stays valid under concurrent
   writes and means the same on every backend.
+* A window is ranked where its messages are, if the store can (``search.windows``).
 * A score depends on the query and the message alone (``search.ranking``), so a second ranking of
   a window gives the same order.
 
@@ -28,16 +29,26 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from sagastore_server.search.ranking import score, score_and_snippet, snippet
+from sagastore_server.search.ranking import score_and_snippet, snippet
+from sagastore_server.search.windows import Runner, ranked_window
 from sagastore_server.storage.base import StorageBackend
 from sagastore_server.storage.limits import MAX_PAGE_BYTES
-from sagastore_server.storage.model import Message, Position
-from sagastore_server.storage.query import Criteria, Hit, Scan, TextQuery
+from sagastore_server.storage.model import Position
+from sagastore_server.storage.query import (
+    Criteria,
+    Hit,
+    Rank,
+    Ranked,
+    RankedPage,
+    RankedScan,
+    Scan,
+    TextQuery,
+)
 
 WINDOW = 500
-"""Messages that are ranked together; fewer if they are large (``storage.limits``)."""
+"""Messages that are ranked together; fewer if they are large (``limits.WINDOW_BYTES``)."""
 
 T = TypeVar("T")
 Cursor = tuple[int | float | str | None, ...]
@@ -50,15 +61,6 @@ class Order(enum.Enum):
     RELEVANCE = "relevance"
     NEWEST = "newest"
     OLDEST = "oldest"
-
-
-class Runner(Protocol):
-    """Executor of text analysis that must not block the event loop."""
-
-    async def __call__(
-        self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]
-    ) -> list[T]:
-        """Return ``function(*one)`` for each of ``arguments``; the last argument is a text."""
 
 
 async def run_here(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
@@ -135,78 +137,43 @@ async def _ranked(
     run: Runner,
 ) -> tuple[list[Hit], Cursor | None]:
     place: _Place | None = _Place(None) if cursor is None else _place(cursor)
-    chosen: list[tuple[float, Message]] = []
+    chosen: list[Ranked] = []
     room = MAX_PAGE_BYTES
     while place is not None:
-        window, below = await _read_window(backend, criteria, place)
-        scores = await run(score, [(text, message.content) for message in window])
-        rest = _after(place, _ranked_by(scores, window))
-        for rank in rest:
-            room -= rank[1].size
-            if len(chosen) == page_size or (chosen and room < 0):
-                return await _hits(text, chosen, run), _resume(place, window, chosen)
-            chosen.append(rank)
-        place = None if below is None else _Place(below)
+        after = None if place.last is None else Rank(place.score, place.last)
+        limit = page_size - len(chosen)
+        scan = RankedScan(WINDOW, limit, place.above, place.bottom, after)
+        window = await ranked_window(backend, criteria, text, scan, run)
+        for ranked in window.found:
+            room -= ranked.size
+            if chosen and room < 0:
+                return await _hits(text, chosen, run), _resume(place, window, chosen[-1].rank)
+            chosen.append(ranked)
+        if window.more:
+            return await _hits(text, chosen, run), _resume(place, window, chosen[-1].rank)
+        place = _Place(window.bottom) if window.below else None
         if place is not None and len(chosen) == page_size:
             return await _hits(text, chosen, run), _cursor(place)
     return await _hits(text, chosen, run), None
 
 
-async def _read_window(
-    backend: StorageBackend, criteria: Criteria, place: _Place
-) -> tuple[list[Message], Position | None]:
-    """Return the messages of the window, and its bottom if matches may follow it."""
-    page = await backend.search(criteria, Scan(True, WINDOW, place.above, place.bottom))
-    window = page.messages
-    if place.bottom is None:
-        return window, window[-1].position if page.more else None
-    # Messages written into the window since the first read can make it longer than one scan.
-    while page.more:
-        page = await backend.search(criteria, Scan(True, WINDOW, window[-1].position, place.bottom))
-        window += page.messages
-    return window, place.bottom
-
-
-def _ranked_by(scores: list[float], window: list[Message]) -> list[tuple[float, Message]]:
-    ranked = list(zip(scores, window, strict=True))
-    ranked.sort(key=_rank_order, reverse=True)
-    return ranked
-
-
-def _rank_order(rank: tuple[float, Message]) -> tuple[float, Position]:
-    return rank[0], rank[1].position
-
-
-def _after(place: _Place, ranked: list[tuple[float, Message]]) -> list[tuple[float, Message]]:
-    if place.last is None:
-        return ranked
-    last = (place.score, place.last)
-    return [rank for rank in ranked if _rank_order(rank) < last]
-
-
-def _resume(
-    place: _Place,
-    window: list[Message],
-    chosen: list[tuple[float, Message]],
-) -> Cursor:
+def _resume(place: _Place, window: RankedPage, last: Rank) -> Cursor:
     """Return the cursor after the last message chosen, within this window."""
-    value, last = chosen[-1][0], chosen[-1][1].position
-    if place.above is not None and last >= place.above:
+    if place.above is not None and last.position >= place.above:
         # The page ended with the previous window: nothing of this one was returned.
         return _cursor(_Place(place.above))
-    bottom = place.bottom or window[-1].position
-    return _cursor(_Place(place.above or _just_above(window), bottom, value, last))
+    return _cursor(_Place(place.above or _just_above(window.top), window.bottom, *last))
 
 
-def _just_above(window: list[Message]) -> Position:
+def _just_above(top: Position | None) -> Position | None:
     """Return the position after which the window begins.
 
     This fixes the top of the window: messages written above it later do not enter it.
     """
-    return Position(window[0].timestamp, window[0].sequence + 1)
+    return None if top is None else Position(top.timestamp, top.sequence + 1)
 
 
-async def _hits(text: TextQuery, chosen: list[tuple[float, Message]], run: Runner) -> list[Hit]:
+async def _hits(text: TextQuery, chosen: list[Ranked], run: Runner) -> list[Hit]:
     extracts = await run(snippet, [(text, message.content) for _, message in chosen])
     return [
         Hit(message, value, extract)

@@ -29,9 +29,9 @@ MARK_END = "\x03"
 SNIPPET_LENGTH = 200
 """Characters of the content in an extract, about."""
 
-_SATURATION = 1.2
-_LENGTH_WEIGHT = 0.75
-_USUAL_LENGTH = 40
+SATURATION = 1.2
+LENGTH_WEIGHT = 0.75
+USUAL_LENGTH = 40
 """Terms of a usual message. BM25 takes the mean of the collection here, and would
 let every write move every score. k1 = 1.2 and b = 0.75 are BM25's customary values
 (Robertson and Zaragoza, 2009)."""
@@ -105,13 +105,23 @@ def _terms(look: _Look, tokens: list[str]) -> AnalyzedText:
 
 def _score(look: _Look, terms: AnalyzedText) -> float:
     stems = terms.stems
-    norm = _SATURATION * (1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * len(stems) / _USUAL_LENGTH)
+    norm = SATURATION * (1 - LENGTH_WEIGHT + LENGTH_WEIGHT * len(stems) / USUAL_LENGTH)
     counts = map(stems.count, look.words) if look.words else _counts(terms, look.leaves)
     total = 0.0
     for times in counts:
         if times:
-            total += times * (_SATURATION + 1) / (times + norm)
-    return round(total, 6)
+            total += times * (SATURATION + 1) / (times + norm)
+    return rounded(total)
+
+
+def rounded(value: float) -> float:
+    """Return a score with six decimals.
+
+    By operations that databases have as well, with the same result to the bit: ``round`` to an
+    integer gives the even one at a half, as IEEE 754 does. ``round(value, 6)`` has the same result
+    but for some values whose product with 1e6 is rounded to a half.
+    """
+    return round(value * 1e6) / 1e6
 
 
 def _counts(terms: AnalyzedText, wanted: tuple[Leaf, ...]) -> Iterator[int]:

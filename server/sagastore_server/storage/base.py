@@ -46,7 +46,7 @@ from sagastore_server.storage.model import (
     SaveResult,
     StoreHealth,
 )
-from sagastore_server.storage.query import Criteria, Scan
+from sagastore_server.storage.query import Criteria, RankedPage, RankedScan, Scan
 from sagastore_server.storage.reanalysis import Reanalysis
 from sagastore_server.storage.session_base import SessionBackend
 
@@ -223,6 +223,21 @@ class StorageBackend(SessionBackend, FileBackend):
         * The size of the page is limited as for ``list_session``.
         * Every backend returns the same messages for the same criteria.
         """
+
+    async def search_ranked(self, criteria: Criteria, scan: RankedScan) -> RankedPage | None:
+        """Return a page of a window of the messages that match ``criteria``, by relevance.
+
+        None: this store does not rank these criteria now; the caller ranks the messages that
+        ``search`` returns (``search.windows``), with the same result.
+
+        * Window and page are of one moment.
+        * Scores are those of ``search.ranking.score``, to the bit.
+        * The window ends as ``RankedScan`` says; every backend ends it at the same message.
+        * The size of the page is limited as for ``list_session``.
+        * ``criteria.text`` and its condition are not None.
+        """
+        del criteria, scan
+        return None
 
     @abc.abstractmethod
     async def scan_ids(self, after: str, upto: str, limit: int) -> Page:

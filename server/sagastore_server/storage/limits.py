@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 
 from sagastore_server.storage.files import File, FilePage
 from sagastore_server.storage.model import Message, Page
+from sagastore_server.storage.query import Ranked
 from sagastore_server.storage.sessions import Session, SessionPage
 
 MAX_PAGE_BYTES = 3 * 1024 * 1024
@@ -21,6 +22,10 @@ may take up to 4.6 MiB: 3 MiB of text, 1 MiB of metadata and 0.5 MiB of tags.
 LARGEST_MESSAGE = 6 * 1024 * 1024
 """Bytes of a message in a request or a response are fewer: at most 4,000,000 of content, 1,048,576
 of metadata and 526,336 of tags, and 2,048 of other fields."""
+
+WINDOW_BYTES = 16 * 1024 * 1024
+"""Bytes of contents (UTF-8) that are ranked together, or one content. Bounds the time of a
+statement that ranks: a window of 500 messages of usual length has 0.2 MB."""
 
 
 class Sized(Protocol):
@@ -50,6 +55,11 @@ def session_page_of(sessions: Iterable[Session], limit: int) -> SessionPage:
 def file_page_of(files: Iterable[File], limit: int) -> FilePage:
     """Return a page of the first file records, as ``page_of`` does."""
     return FilePage(*_first(files, limit))
+
+
+def ranked_page_of(ranked: Iterable[Ranked], limit: int) -> tuple[list[Ranked], bool]:
+    """Return the first ranked messages, as ``page_of`` does, and whether more follow."""
+    return _first(ranked, limit)
 
 
 def _first(values: Iterable[T], limit: int) -> tuple[list[T], bool]:

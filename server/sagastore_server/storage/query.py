@@ -121,3 +121,67 @@ class Scan(NamedTuple):
     """Start after this position, in the direction of the scan."""
     until: Position | None = None
     """Stop at this position, inclusive."""
+
+
+class Rank(NamedTuple):
+    """A place in the order of relevance: by score, then by position, both descending."""
+
+    score: float
+    position: Position
+
+
+class Ranked(NamedTuple):
+    """A message with its score."""
+
+    score: float
+    message: Message
+
+    @property
+    def rank(self) -> Rank:
+        """The place of the message."""
+        return Rank(self.score, self.message.position)
+
+    @property
+    def size(self) -> int:
+        """Upper bound of the bytes of the message in a response."""
+        return self.message.size
+
+
+class RankedScan(NamedTuple):
+    """A window of chronological order, newest first, and a page of its ranked messages."""
+
+    window: int
+    """Matches of the window at most; not a limit if ``bottom`` is given."""
+    limit: int
+    """Messages of the page at most."""
+    above: Position | None = None
+    """The window begins after this position; None: with the newest match."""
+    bottom: Position | None = None
+    """The window ends at this position, inclusive; None: it ends after ``window`` matches, or
+    earlier as ``storage.limits.WINDOW_BYTES`` says."""
+    after: Rank | None = None
+    """The page starts after this rank; None: with the first."""
+
+
+class RankedPage(NamedTuple):
+    """A page of a ranked window."""
+
+    found: list[Ranked]
+    """In the order of relevance."""
+    more: bool
+    """Whether more messages of the window follow."""
+    top: Position | None
+    """Position of the newest match of the window; None: the window is empty."""
+    bottom: Position | None
+    """Where the window ends: as requested, or the oldest match; None: the window is empty."""
+    below: bool
+    """Whether matches may follow the window."""
+
+
+MAX_RANKED_LEAVES = 16
+"""Wanted leaves that a store ranks by: each is an expression of its statement."""
+
+
+def may_rank(text: TextQuery) -> bool:
+    """Return whether ``text`` is short enough to be ranked by a store."""
+    return len(text.wanted) <= MAX_RANKED_LEAVES
