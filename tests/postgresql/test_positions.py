@@ -81,6 +81,12 @@ def requests() -> list[tuple[str, Any]]:
     turn = [message(id="a"), message(id="b")]
     return [
         ("Save", storage_pb2.SaveRequest(message=message(id="m"))),
+        (
+            "BatchSave",
+            storage_pb2.BatchSaveRequest(
+                requests=[storage_pb2.SaveRequest(message=message(id="c"))]
+            ),
+        ),
         ("BulkSave", storage_pb2.BulkSaveRequest(messages=[message(id="n")])),
         ("Append", session_pb2.AppendRequest(session_id="s", messages=turn)),
         ("SaveFile", file_pb2.SaveFileRequest(file=FILE)),
@@ -116,7 +122,7 @@ def reads() -> list[tuple[str, Any]]:
 
 async def filled(rpcs: dict[str, Rpc]) -> str:
     """Store what the reads read; return the position."""
-    for name, request in requests()[:4]:
+    for name, request in requests()[:5]:
         answer = await rpcs[name].call(request)
     position: str = answer.position
     return position

@@ -78,7 +78,7 @@ def test_every_method_has_a_series_from_the_start(watched: ServerProcess) -> Non
     series = scrape(ops_of(watched))
     for name in METHODS:
         assert f'grpc_server_call_started_total{{grpc_method="{name}"}}' in series
-    assert len(METHODS) == 24
+    assert len(METHODS) == 25
 
 
 def test_labels_have_no_values_from_callers(watched: ServerProcess) -> None:

@@ -228,6 +228,6 @@ def _apply_of(given: Any) -> Sent:
 
 
 def _copy_of(given: Any) -> Sent:
-    arguments, named = given
-    rows = getattr(arguments[1], "rows", arguments[1])
-    return Sent("copy", tuple(row.id for row in rows), named.get("before"), arguments[2])
+    (_, messages, mark, before, *_), _ = given
+    rows = getattr(messages, "rows", messages)
+    return Sent("copy", tuple(row.id for row in rows), before, mark)
