@@ -45,13 +45,11 @@ class Pages:
                     pages._changed.notify_all()
             return made
 
-        async def copied(
-            self: PostgreSQLTarget, lease: Any, rows: Any, mark: Any, before: Any = None
-        ) -> Any:
+        async def copied(self: PostgreSQLTarget, lease: Any, rows: Any, *marks: Any) -> Any:
             if getattr(rows, "rows", None):
                 pages.stored += 1
                 await pages.before_storing(pages.stored)
-            return await copy(self, lease, rows, mark, before)
+            return await copy(self, lease, rows, *marks)
 
         monkeypatch.setattr(PostgreSQLTarget, "prepare", prepared)
         monkeypatch.setattr(PostgreSQLTarget, "copy", copied)
